@@ -1,0 +1,2 @@
+//! Database checks beside `SELECT 1`.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Permissions in Postgres: users, groups, actions, grants, checks and an audit trail.

@@ -1,0 +1,1 @@
+//! Mirrors users, groups and memberships of a Google Workspace into the authz tables.

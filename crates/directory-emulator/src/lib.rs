@@ -1,0 +1,1 @@
+//! A local Admin SDK Directory API that serves a directory file.

@@ -1,0 +1,1 @@
+//! A fresh Postgres database for each test or demo, with nothing to set up.

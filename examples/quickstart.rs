@@ -1,0 +1,2 @@
+//! The whole product on one real organisation.
+fn main() {}
