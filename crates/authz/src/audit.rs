@@ -1,0 +1,241 @@
+//! The audit trail: who did what, why they might, and how it ended; written in the caller's transaction.
+//!
+//! Changes of grants and of memberships made by hand record themselves (by triggers, so that a change in
+//! psql leaves its record too). Whatever else a service does for a user, it records with [`record`].
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::{Acquire, PgConnection, PgExecutor, Postgres};
+
+use crate::decision::Decision;
+use crate::error::Error;
+
+/// On whose behalf a change is made, and by which service: what the audit trail will say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Actor {
+    name: String,
+    service: String,
+    request_id: Option<String>,
+}
+
+impl Actor {
+    /// `name` is the person or job that acts, `service` the program it acts through.
+    #[must_use]
+    pub fn new(name: impl Into<String>, service: impl Into<String>) -> Self {
+        Self { name: name.into(), service: service.into(), request_id: None }
+    }
+
+    /// The request that this is part of, to be found again in other logs.
+    #[must_use]
+    pub fn request(mut self, id: impl Into<String>) -> Self {
+        self.request_id = Some(id.into());
+        self
+    }
+
+    /// Who acts.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+/// How an operation went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The user might not; nothing was done.
+    Denied,
+    /// Begun; a record of the end follows.
+    Started,
+    /// Done.
+    Succeeded,
+    /// Tried, and it did not work.
+    Failed,
+    /// Begun, and nobody knows how it ended.
+    Abandoned,
+}
+
+impl Outcome {
+    /// As the database holds it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::Started => "started",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Abandoned => "abandoned",
+        }
+    }
+}
+
+impl std::str::FromStr for Outcome {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        [Self::Denied, Self::Started, Self::Succeeded, Self::Failed, Self::Abandoned]
+            .into_iter()
+            .find(|outcome| outcome.as_str() == text)
+            .ok_or_else(|| Error::Unreadable { what: format!("the outcome `{text}`") })
+    }
+}
+
+/// One record, before it is written.
+#[derive(Debug, Clone)]
+pub struct Record<'a> {
+    action: &'a str,
+    outcome: Outcome,
+    target: Option<&'a str>,
+    detail: serde_json::Value,
+    decision: Option<&'a Decision>,
+}
+
+impl<'a> Record<'a> {
+    /// What was done (an action's name as a rule), and how it went.
+    #[must_use]
+    pub fn new(action: &'a str, outcome: Outcome) -> Self {
+        Self { action, outcome, target: None, detail: serde_json::json!({}), decision: None }
+    }
+
+    /// What it was done to.
+    #[must_use]
+    pub fn target(mut self, target: &'a str) -> Self {
+        self.target = Some(target);
+        self
+    }
+
+    /// Whatever else a reader will want to know.
+    #[must_use]
+    pub fn detail(mut self, detail: serde_json::Value) -> Self {
+        self.detail = detail;
+        self
+    }
+
+    /// The decision that let it through or stopped it; its revision is recorded too.
+    #[must_use]
+    pub fn decision(mut self, decision: &'a Decision) -> Self {
+        self.decision = Some(decision);
+        self
+    }
+}
+
+/// A record as it stands in the trail.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Entry {
+    /// Its number. Numbers are given before commit, so they may become visible out of order.
+    pub audit_id: i64,
+    /// When it was written.
+    pub recorded_at: DateTime<Utc>,
+    /// Through which program.
+    pub service: String,
+    /// On whose behalf.
+    pub actor: String,
+    /// What was done.
+    pub action: String,
+    /// How it went.
+    pub outcome: Outcome,
+    /// To what.
+    pub target: Option<String>,
+    /// More about it.
+    pub detail: serde_json::Value,
+    /// The request that it was part of.
+    pub request_id: Option<String>,
+    /// The decision behind it, as [`Decision`] serialises.
+    pub decision: Option<serde_json::Value>,
+    /// The revision that it was decided on, or that it made.
+    pub revision: Option<i64>,
+}
+
+/// Writes a record; with `&mut *transaction` it commits or rolls back with the change that it tells of.
+/// Returns its number.
+///
+/// # Errors
+/// [`Error::Database`] if it could not be written: then the operation must not go on.
+pub async fn record(executor: impl PgExecutor<'_>, actor: &Actor, record: &Record<'_>) -> Result<i64, Error> {
+    let decision = record.decision.map(serde_json::to_value).transpose().map_err(|e| {
+        Error::Database(sqlx::Error::Encode(Box::new(e)))
+    })?;
+    let audit_id = sqlx::query_scalar!(
+        r#"
+        insert into authz.audit_log
+            (service, actor, action, outcome, target, detail, request_id, decision, revision)
+        values ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, (select revision from authz.revision)))
+        returning audit_id
+        "#,
+        actor.service,
+        actor.name,
+        record.action,
+        record.outcome.as_str(),
+        record.target,
+        record.detail,
+        actor.request_id,
+        decision,
+        record.decision.map(|d| d.revision().0),
+    )
+    .fetch_one(executor)
+    .await?;
+    Ok(audit_id)
+}
+
+/// The newest records, newest first, at most `limit`.
+///
+/// # Errors
+/// [`Error::Database`] if the database does not answer.
+pub async fn latest(executor: impl PgExecutor<'_>, limit: u32) -> Result<Vec<Entry>, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select audit_id, recorded_at, service, actor, action, outcome, target, detail, request_id, decision, revision
+        from authz.audit_log
+        order by audit_id desc
+        limit $1
+        "#,
+        i64::from(limit),
+    )
+    .fetch_all(executor)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(Entry {
+                audit_id: row.audit_id,
+                recorded_at: row.recorded_at,
+                service: row.service,
+                actor: row.actor,
+                action: row.action,
+                outcome: row.outcome.parse()?,
+                target: row.target,
+                detail: row.detail,
+                request_id: row.request_id,
+                decision: row.decision,
+                revision: row.revision,
+            })
+        })
+        .collect()
+}
+
+/// Says for the rest of the transaction who acts, for the records that triggers write.
+pub(crate) async fn act_as(connection: &mut PgConnection, actor: &Actor) -> Result<(), Error> {
+    sqlx::query!(
+        r#"
+        select set_config('authz.actor', $1, true) as "actor!", set_config('authz.service', $2, true) as "service!",
+               set_config('authz.request_id', $3, true) as "request_id!"
+        "#,
+        actor.name,
+        actor.service,
+        actor.request_id.as_deref().unwrap_or_default(),
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(())
+}
+
+/// A transaction (or a savepoint in the caller's) in which `actor` makes changes.
+pub(crate) async fn begin<'c>(
+    connection: impl Acquire<'c, Database = Postgres>,
+    actor: &Actor,
+) -> Result<sqlx::Transaction<'c, Postgres>, Error> {
+    let mut tx = connection.begin().await?;
+    act_as(&mut tx, actor).await?;
+    Ok(tx)
+}

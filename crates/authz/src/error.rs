@@ -1,0 +1,121 @@
+//! What can go wrong, and what to do about it.
+
+use crate::name::{ActionName, ActionPattern, DirectoryName, GroupName, NameError, UserName};
+
+/// Every way in which a call of this library can fail. A denied check is not one: see [`Decision`](crate::Decision).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A text is not a name.
+    #[error(transparent)]
+    Name(#[from] NameError),
+    /// No user of that name.
+    #[error("user `{0}` is not known; run dir-sync or create the user first (`authz::user::create`)")]
+    UnknownUser(UserName),
+    /// No group of that name.
+    #[error("group `{0}` is not known; run dir-sync or create the group first (`authz::group::create`)")]
+    UnknownGroup(GroupName),
+    /// No such action.
+    #[error("action `{0}` is not registered; register it first (`authz::action::register`)")]
+    UnknownAction(ActionPattern),
+    /// No directory of that name.
+    #[error("directory `{0}` is not known; it is made by the first run of dir-sync with that name")]
+    UnknownDirectory(DirectoryName),
+    /// The name is taken.
+    #[error("a user named `{0}` exists already; choose another name or use the existing user")]
+    UserExists(UserName),
+    /// The name is taken.
+    #[error("a group named `{0}` exists already; choose another name or use the existing group")]
+    GroupExists(GroupName),
+    /// The directory's row, not ours.
+    #[error("`{name}` belongs to directory `{directory}`; change it there, the next run of dir-sync brings it here")]
+    OwnedByDirectory {
+        /// The user or group.
+        name: String,
+        /// Whose sync keeps it.
+        directory: String,
+    },
+    /// A group would contain itself.
+    #[error("group `{child}` already contains `{parent}`, so it cannot become a member of it; remove the other edge first")]
+    Cycle {
+        /// The group that was to contain the other.
+        parent: GroupName,
+        /// The group that was to become a member.
+        child: GroupName,
+    },
+    /// Unregistering an action that is granted.
+    #[error("action `{0}` is still granted to somebody; revoke those grants first")]
+    ActionInUse(ActionName),
+    /// Revoking what is not granted.
+    #[error("`{pattern}` is not granted to `{holder}`; nothing was revoked")]
+    NoSuchGrant {
+        /// The user or group.
+        holder: String,
+        /// What was to be revoked.
+        pattern: ActionPattern,
+    },
+    /// A sync of a directory whose source now shows another organisation.
+    #[error("directory `{directory}` mirrors organisation `{known}`, but the source shows `{found}`; use another --directory name, or the right credentials")]
+    OtherCustomer {
+        /// The directory.
+        directory: DirectoryName,
+        /// The organisation that it mirrors.
+        known: String,
+        /// The organisation that the source shows.
+        found: String,
+    },
+    /// Another sync of the same directory is at work.
+    #[error("run {run_id} of directory `{directory}` is still at work; wait for it to end")]
+    LeaseHeld {
+        /// The directory.
+        directory: DirectoryName,
+        /// The run that holds the lease.
+        run_id: i64,
+    },
+    /// The lease went to another run meanwhile; nothing was written.
+    #[error("run {run_id} lost its lease to another run and wrote nothing; the other run does the work")]
+    LeaseLost {
+        /// The run that lost it.
+        run_id: i64,
+    },
+    /// The staging area is not what was staged: the database server crashed meanwhile, or another run cleared it.
+    #[error("run {run_id} lost what it had staged (did the database server restart?) and changed nothing; run again")]
+    StagingLost {
+        /// The run.
+        run_id: i64,
+    },
+    /// The name `local` is not a directory that can be synced.
+    #[error("`local` is what is kept by hand and has no source; give the directory another name")]
+    LocalDirectory,
+    /// The tables are missing.
+    #[error("the database has no authz tables (or an older version of them); run `dir-sync migrate` or call `authz::migrate`")]
+    NotMigrated(#[source] sqlx::Error),
+    /// The migrations failed.
+    #[error("the authz tables could not be brought up to date")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The database holds something that this version does not understand.
+    #[error("the database holds {what} that this version of authz does not understand; use the version that wrote it, or newer")]
+    Unreadable {
+        /// What was found.
+        what: String,
+    },
+    /// The database did not answer, or refused. The caller cannot tell whether the user may do it: not an allow.
+    #[error("the database did not answer as expected")]
+    Database(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        // 3F000 invalid_schema_name, 42P01 undefined_table, 42703 undefined_column, 42883 undefined_function
+        let code = error.as_database_error().and_then(|e| e.code().map(|c| c.into_owned()));
+        match code.as_deref() {
+            Some("3F000" | "42P01" | "42703" | "42883") => Self::NotMigrated(error),
+            _ => Self::Database(error),
+        }
+    }
+}
+
+/// The constraint that a statement violated, if that is why it failed.
+pub(crate) fn constraint(error: &sqlx::Error) -> Option<&str> {
+    error.as_database_error().and_then(|e| e.constraint())
+}

@@ -1,0 +1,34 @@
+//! The tables, brought up to date beside a host application's own migrations.
+
+use sqlx::PgPool;
+use sqlx::migrate::Migrator;
+
+use crate::error::Error;
+
+/// Our migrations. They live in schema `authz`, their record in `authz._sqlx_migrations` (see `sqlx.toml`).
+static MIGRATOR: Migrator = sqlx::migrate!();
+
+/// Creates the schema `authz` or brings it up to date. Safe when several processes start at once: one
+/// works, the others wait. The host's own tables and migrations are not touched.
+///
+/// Takes a session-level advisory lock, so connect to Postgres itself, not through a pooler in transaction mode.
+///
+/// # Errors
+/// [`Error::Migrate`], for instance if the role may not create the schema, or if the database was migrated
+/// by a newer version.
+pub async fn migrate(pool: &PgPool) -> Result<(), Error> {
+    MIGRATOR.run(pool).await?;
+    Ok(())
+}
+
+/// A text that changes with the migrations: a name for a prepared database of exactly this schema.
+#[must_use]
+pub fn schema_fingerprint() -> String {
+    let last = MIGRATOR.iter().last().map_or(0, |m| m.version);
+    // FNV-1a over the checksums: a name, not a security measure.
+    let hash = MIGRATOR
+        .iter()
+        .flat_map(|m| m.checksum.iter())
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("authz_{last}_{hash:016x}")
+}

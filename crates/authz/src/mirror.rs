@@ -1,0 +1,19 @@
+//! The write side of a directory sync: lease, staging, plan and apply. `dir-sync` drives it; a service that
+//! only asks questions never needs it.
+//!
+//! The order is [`Run::begin`] (takes the lease), `stage_*` (what the source lists), [`Run::plan`] (what would
+//! change), then [`Planned::apply`] or [`Planned::discard`], and [`Run::fail`] for everything that goes wrong.
+
+mod apply;
+mod lease;
+mod plan;
+mod plan_memberships;
+mod report;
+mod stage;
+
+pub use lease::{HEARTBEAT_EVERY, LEASE_TTL, Run};
+pub use plan::{PlanOptions, Planned};
+pub use report::{
+    Change, Conflict, Counts, GroupChange, MembershipChange, Plan, SHOWN, Tally, Totals, UserChange,
+};
+pub use stage::{StagedGroup, StagedMember, StagedUser};

@@ -1,0 +1,272 @@
+//! One run per directory at a time: a lease row with a heartbeat, and the run's id as the fencing token.
+//!
+//! Rows and their clock are all it needs, so it works through a connection pooler.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use sqlx::{PgConnection, PgPool};
+use tokio::task::JoinHandle;
+
+use crate::audit::{self, Actor, Outcome, Record};
+use crate::error::Error;
+use crate::name::DirectoryName;
+
+/// How long a lease outlives the last heartbeat of its holder.
+pub const LEASE_TTL: Duration = Duration::from_secs(15);
+/// How often the holder shows that it lives.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(3);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// One run of a sync: holds the lease of its directory until it is finished or dropped.
+#[derive(Debug)]
+pub struct Run {
+    pub(super) pool: PgPool,
+    pub(super) run_id: i64,
+    pub(super) directory: DirectoryName,
+    pub(super) directory_id: i32,
+    pub(super) customer_id: Option<String>,
+    pub(super) staged: Arc<Staged>,
+    heartbeat: JoinHandle<()>,
+}
+
+/// Rows that are in staging as far as we know; staging tables are unlogged, and a crash empties them.
+#[derive(Debug, Default)]
+pub(super) struct Staged {
+    pub(super) users: AtomicU64,
+    pub(super) groups: AtomicU64,
+    pub(super) members: AtomicU64,
+}
+
+impl Run {
+    /// Begins a run: makes the directory if this is its first, takes the lease, and clears what runs that
+    /// were killed left behind. `source` is written into the run's record.
+    ///
+    /// A lease whose holder no longer shows signs of life is waited for, at most [`LEASE_TTL`].
+    ///
+    /// # Errors
+    /// [`Error::LeaseHeld`] as soon as the holder has shown that it lives; [`Error::LocalDirectory`];
+    /// [`Error::NotMigrated`].
+    pub async fn begin(pool: &PgPool, directory: &DirectoryName, source: &str) -> Result<Self, Error> {
+        if directory.is_local() {
+            return Err(Error::LocalDirectory);
+        }
+        let (directory_id, customer_id) = directory_row(pool, directory).await?;
+        let run_id = acquire(pool, directory, directory_id, source).await?;
+        clear_earlier_runs(pool, directory_id, run_id).await?;
+        let heartbeat = tokio::spawn(beat(pool.clone(), directory_id, run_id));
+        Ok(Self {
+            pool: pool.clone(),
+            run_id,
+            directory: directory.clone(),
+            directory_id,
+            customer_id,
+            staged: Arc::default(),
+            heartbeat,
+        })
+    }
+
+    /// The number of this run, in `authz.sync_runs`.
+    #[must_use]
+    pub const fn id(&self) -> i64 {
+        self.run_id
+    }
+
+    /// Ends a run that could not do its work: the mirror stays as it was. `message` is kept in the record.
+    ///
+    /// # Errors
+    /// [`Error::Database`] if not even this could be written; the lease then ends by itself.
+    pub async fn fail(self, message: &str, api_calls: u64, actor: &Actor) -> Result<(), Error> {
+        let mut tx = self.pool.begin().await?;
+        self.close(&mut tx, &Closing { status: "failed", hash: None, counts: None, message: Some(message), api_calls })
+            .await?;
+        let detail = serde_json::json!({"run_id": self.run_id, "message": message});
+        let record = Record::new("directory.sync", Outcome::Failed).target(self.directory.as_str()).detail(detail);
+        audit::record(&mut *tx, actor, &record).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// Writes the end of the run into its record, empties its staging area and gives the lease back.
+    pub(super) async fn close(&self, tx: &mut PgConnection, closing: &Closing<'_>) -> Result<(), Error> {
+        sqlx::query!(
+            r#"
+            update authz.sync_runs
+            set status = $2, finished_at = clock_timestamp(), plan_hash = $3, counts = $4, api_calls = $5, message = $6
+            where run_id = $1 and status = 'running'
+            "#,
+            self.run_id,
+            closing.status,
+            closing.hash,
+            closing.counts,
+            i64::try_from(closing.api_calls).unwrap_or(i64::MAX),
+            closing.message,
+        )
+        .execute(&mut *tx)
+        .await?;
+        clear(&mut *tx, &[self.run_id]).await?;
+        sqlx::query!(
+            "delete from authz.sync_leases where directory_id = $1 and run_id = $2",
+            self.directory_id,
+            self.run_id
+        )
+        .execute(&mut *tx)
+        .await?;
+        Ok(())
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.heartbeat.abort();
+    }
+}
+
+/// How a run ends.
+pub(super) struct Closing<'a> {
+    pub(super) status: &'a str,
+    pub(super) hash: Option<&'a str>,
+    pub(super) counts: Option<serde_json::Value>,
+    pub(super) message: Option<&'a str>,
+    pub(super) api_calls: u64,
+}
+
+async fn directory_row(pool: &PgPool, directory: &DirectoryName) -> Result<(i32, Option<String>), Error> {
+    sqlx::query!(
+        "insert into authz.directories (directory_name) values ($1) on conflict (directory_name) do nothing",
+        directory.as_str()
+    )
+    .execute(pool)
+    .await?;
+    let row = sqlx::query!(
+        "select directory_id, customer_id from authz.directories where directory_name = $1",
+        directory.as_str()
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok((row.directory_id, row.customer_id))
+}
+
+/// Takes the lease, or finds out whether its holder lives by watching for a heartbeat.
+async fn acquire(
+    pool: &PgPool,
+    directory: &DirectoryName,
+    directory_id: i32,
+    source: &str,
+) -> Result<i64, Error> {
+    let mut seen = None;
+    loop {
+        if let Some(run_id) = try_acquire(pool, directory_id, source).await? {
+            return Ok(run_id);
+        }
+        let holder = sqlx::query!(
+            "select run_id, heartbeat_at from authz.sync_leases where directory_id = $1",
+            directory_id
+        )
+        .fetch_optional(pool)
+        .await?
+        .map(|row| (row.run_id, row.heartbeat_at));
+        if let (Some(before), Some(now)) = (seen, holder) {
+            if before != now {
+                return Err(Error::LeaseHeld { directory: directory.clone(), run_id: now.0 });
+            }
+        }
+        seen = holder;
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn try_acquire(pool: &PgPool, directory_id: i32, source: &str) -> Result<Option<i64>, Error> {
+    let mut tx = pool.begin().await?;
+    let run_id = sqlx::query_scalar!(
+        "insert into authz.sync_runs (directory_id, source) values ($1, $2) returning run_id",
+        directory_id,
+        source,
+    )
+    .fetch_one(&mut *tx)
+    .await?;
+    let taken = sqlx::query!(
+        r#"
+        insert into authz.sync_leases (directory_id, run_id, heartbeat_at, expires_at)
+        values ($1, $2, clock_timestamp(), clock_timestamp() + make_interval(secs => $3))
+        on conflict (directory_id) do update
+            set run_id = excluded.run_id, heartbeat_at = excluded.heartbeat_at, expires_at = excluded.expires_at
+            where sync_leases.expires_at <= clock_timestamp()
+        returning run_id
+        "#,
+        directory_id,
+        run_id,
+        LEASE_TTL.as_secs_f64(),
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    if taken.is_none() {
+        tx.rollback().await?;
+        return Ok(None);
+    }
+    tx.commit().await?;
+    Ok(Some(run_id))
+}
+
+async fn clear_earlier_runs(pool: &PgPool, directory_id: i32, run_id: i64) -> Result<(), Error> {
+    let earlier = sqlx::query_scalar!(
+        r#"
+        update authz.sync_runs set status = 'abandoned', finished_at = clock_timestamp(), message = 'killed, or lost its lease'
+        where directory_id = $1 and run_id < $2 and status = 'running'
+        returning run_id
+        "#,
+        directory_id,
+        run_id,
+    )
+    .fetch_all(pool)
+    .await?;
+    if !earlier.is_empty() {
+        tracing::warn!(?earlier, "earlier runs did not end; their staging areas are cleared");
+    }
+    clear(&mut *pool.acquire().await?, &earlier).await
+}
+
+/// Empties the staging areas of runs.
+async fn clear(connection: &mut PgConnection, runs: &[i64]) -> Result<(), Error> {
+    sqlx::query!("delete from authz.sync_stage_users where run_id = any ($1)", runs).execute(&mut *connection).await?;
+    sqlx::query!("delete from authz.sync_stage_groups where run_id = any ($1)", runs).execute(&mut *connection).await?;
+    sqlx::query!("delete from authz.sync_stage_members where run_id = any ($1)", runs).execute(&mut *connection).await?;
+    sqlx::query!("delete from authz.sync_plan_users where run_id = any ($1)", runs).execute(&mut *connection).await?;
+    sqlx::query!("delete from authz.sync_plan_groups where run_id = any ($1)", runs).execute(&mut *connection).await?;
+    sqlx::query!("delete from authz.sync_plan_members where run_id = any ($1)", runs).execute(&mut *connection).await?;
+    sqlx::query!("delete from authz.sync_plan_conflicts where run_id = any ($1)", runs)
+        .execute(&mut *connection)
+        .await?;
+    Ok(())
+}
+
+/// Renews the lease until it is aborted. A failed renewal is only a warning: the fencing check inside the
+/// apply transaction decides, not this.
+async fn beat(pool: PgPool, directory_id: i32, run_id: i64) {
+    let mut ticks = tokio::time::interval(HEARTBEAT_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let renewed = sqlx::query!(
+            r#"
+            update authz.sync_leases
+            set heartbeat_at = clock_timestamp(), expires_at = clock_timestamp() + make_interval(secs => $3)
+            where directory_id = $1 and run_id = $2
+            "#,
+            directory_id,
+            run_id,
+            LEASE_TTL.as_secs_f64(),
+        )
+        .execute(&pool)
+        .await;
+        match renewed {
+            Ok(done) if done.rows_affected() == 0 => {
+                tracing::warn!(run_id, "the lease is not ours any more");
+                return;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(run_id, %error, "the lease could not be renewed; trying again"),
+        }
+    }
+}

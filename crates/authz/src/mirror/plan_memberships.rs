@@ -1,0 +1,108 @@
+//! The part of the plan about who is in which group: what is staged against what the mirror has, as sets.
+
+use sqlx::PgConnection;
+
+use crate::error::Error;
+
+/// Fills `sync_plan_members`. To be called when users and groups are planned, since a membership needs both.
+///
+/// A group whose members could not be listed keeps what it has, but for members that the plan removes.
+pub(super) async fn compare(
+    tx: &mut PgConnection,
+    run_id: i64,
+    directory_id: i32,
+    include_external: bool,
+) -> Result<(), Error> {
+    sqlx::query!(
+        r#"
+        with staged_group as (
+            -- Groups that will be there; one that a name keeps out is not.
+            select s.external_id, s.members_complete
+            from authz.sync_stage_groups s
+            where s.run_id = $1
+              and (exists (select from authz.sync_plan_groups p where p.run_id = $1 and p.external_id = s.external_id)
+                   or exists (select from authz.groups g
+                              where g.directory_id = $2 and g.external_id = s.external_id and g.status = 'active'))
+        ),
+        mirror_group as (
+            -- Groups that are there, those included that the plan adopts.
+            select g.group_id, coalesce(p.external_id, g.external_id, 'group ' || g.group_id) as external_id
+            from authz.groups g
+            left join authz.sync_plan_groups p on p.run_id = $1 and p.group_id = g.group_id
+            where g.status = 'active' and (g.directory_id = $2 or p.op = 'change')
+        ),
+        going_user as (
+            select p.user_id from authz.sync_plan_users p where p.run_id = $1 and p.op = 'remove'
+        ),
+        going_group as (
+            select p.group_id from authz.sync_plan_groups p where p.run_id = $1 and p.op = 'remove'
+        ),
+        staged_user as (
+            -- Users that will be there and may be members: the directory's own, and external ones if let in.
+            select m.member_external_id as external_id
+            from (select distinct member_external_id from authz.sync_stage_members where run_id = $1 and kind = 'user') m
+            left join authz.sync_plan_users p on p.run_id = $1 and p.external_id = m.member_external_id
+            left join authz.users u on u.external_id = m.member_external_id and u.status <> 'deleted'
+            where case
+                when p.op in ('add', 'change') then p.new_directory_id = $2 or $3
+                when p.op = 'remove' then false
+                else u.user_id is not null and ($3 or u.directory_id = $2)
+            end
+        ),
+        wanted as (
+            select m.group_external_id, m.kind, m.member_external_id, m.role
+            from authz.sync_stage_members m
+            join staged_group s on s.external_id = m.group_external_id and s.members_complete
+            where m.run_id = $1
+              and case m.kind
+                  when 'user' then exists (select from staged_user u where u.external_id = m.member_external_id)
+                  when 'group' then m.member_external_id <> m.group_external_id
+                      and exists (select from staged_group g where g.external_id = m.member_external_id)
+                  else true
+              end
+        ),
+        present as (
+            select g.external_id as group_external_id, 'user' as kind,
+                   coalesce(p.external_id, u.external_id, 'user ' || u.user_id) as member_external_id,
+                   gu.role, g.group_id, u.user_id as member_id,
+                   exists (select from going_user x where x.user_id = u.user_id) as going
+            from mirror_group g
+            join authz.group_users gu on gu.group_id = g.group_id
+            join authz.users u on u.user_id = gu.user_id
+            left join authz.sync_plan_users p on p.run_id = $1 and p.user_id = u.user_id
+            union all
+            select g.external_id, 'group', coalesce(m.external_id, 'group ' || gg.child_group_id), 'member',
+                   g.group_id, gg.child_group_id,
+                   exists (select from going_group x where x.group_id = gg.child_group_id)
+            from mirror_group g
+            join authz.group_groups gg on gg.parent_group_id = g.group_id
+            left join mirror_group m on m.group_id = gg.child_group_id
+            union all
+            select g.external_id, 'everyone',
+                   case when gd.directory_id = $2 then 'everyone' else 'directory ' || gd.directory_id end, 'member',
+                   g.group_id, gd.directory_id, false
+            from mirror_group g
+            join authz.group_directories gd on gd.group_id = g.group_id
+        )
+        insert into authz.sync_plan_members
+            (run_id, group_external_id, kind, member_external_id, op, role, group_id, member_id)
+        select $1, coalesce(w.group_external_id, p.group_external_id), coalesce(w.kind, p.kind),
+               coalesce(w.member_external_id, p.member_external_id),
+               case when p.group_id is null then 'add' when w.role is null then 'remove' else 'change' end,
+               coalesce(w.role, p.role), p.group_id, p.member_id
+        from wanted w
+        full join present p
+            on (p.group_external_id, p.kind, p.member_external_id) = (w.group_external_id, w.kind, w.member_external_id)
+        left join staged_group s on s.external_id = p.group_external_id
+        where p.group_id is null
+           or (w.role is null and (p.going or coalesce(s.members_complete, true)))
+           or (w.kind = 'user' and w.role <> p.role)
+        "#,
+        run_id,
+        directory_id,
+        include_external,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}

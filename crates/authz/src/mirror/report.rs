@@ -1,0 +1,158 @@
+//! What a plan says: counts for the guard, rows for people.
+
+use serde::Serialize;
+
+/// At most so many rows of each kind are listed in a [`Plan`]; the counts are always exact.
+pub const SHOWN: i64 = 1000;
+
+/// Everything that a sync would change. The hash names exactly these changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Plan {
+    /// Names these changes and no others: 16 hexadecimal digits of a SHA-256.
+    pub hash: String,
+    /// What would change.
+    pub counts: Counts,
+    /// What the mirror of the directory holds now.
+    pub before: Totals,
+    /// What the source lists.
+    pub listed: Totals,
+    /// Users who would be suspended by it.
+    pub newly_suspended: u64,
+    /// Distinct members that the directory does not list as users.
+    pub external_users: u64,
+    /// Distinct member groups that the directory does not list; they are never mirrored.
+    pub external_groups: u64,
+    /// Whose members could not be listed, by name.
+    pub incomplete_groups: Vec<String>,
+    /// Users, at most [`SHOWN`]: removed ones first, then by name.
+    pub users: Vec<UserChange>,
+    /// Groups, at most [`SHOWN`]: removed ones first, then by name.
+    pub groups: Vec<GroupChange>,
+    /// Memberships, summed up by group, at most [`SHOWN`]: the most removals first.
+    pub memberships: Vec<MembershipChange>,
+    /// What cannot be mirrored as it is, and why.
+    pub conflicts: Vec<Conflict>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.counts == Counts::default()
+    }
+}
+
+/// Changes by kind of row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Counts {
+    /// Users.
+    pub users: Tally,
+    /// Groups.
+    pub groups: Tally,
+    /// Memberships: of users, of groups in groups, and "everyone of the directory".
+    pub memberships: Tally,
+}
+
+/// Changes of one kind of row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Tally {
+    /// New rows, restored ones included.
+    pub added: u64,
+    /// Rows that go.
+    pub removed: u64,
+    /// Rows that stay and differ.
+    pub changed: u64,
+}
+
+/// Numbers of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Totals {
+    /// Users.
+    pub users: u64,
+    /// Groups.
+    pub groups: u64,
+    /// Memberships of all kinds.
+    pub memberships: u64,
+}
+
+/// What happens to a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    /// It is new, or comes back.
+    Add,
+    /// It stays and differs.
+    Change,
+    /// It goes.
+    Remove,
+}
+
+impl Change {
+    pub(super) fn parse(text: &str) -> Self {
+        match text {
+            "add" => Self::Add,
+            "remove" => Self::Remove,
+            _ => Self::Change,
+        }
+    }
+}
+
+/// A user that changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct UserChange {
+    /// What happens.
+    pub change: Change,
+    /// The directory's immutable id.
+    pub external_id: String,
+    /// The name before, if there was a row.
+    pub old_name: Option<String>,
+    /// The name after, unless removed.
+    pub new_name: Option<String>,
+    /// The status before, if there was a row.
+    pub old_status: Option<String>,
+    /// The status after, unless removed.
+    pub new_status: Option<String>,
+}
+
+/// A group that changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct GroupChange {
+    /// What happens.
+    pub change: Change,
+    /// The directory's immutable id.
+    pub external_id: String,
+    /// The name before, if there was a row.
+    pub old_name: Option<String>,
+    /// The name after, unless removed.
+    pub new_name: Option<String>,
+}
+
+/// How the members of a group change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct MembershipChange {
+    /// The group's name before, or after if it is new.
+    pub group: String,
+    /// Members now.
+    pub before: u64,
+    /// How many come, go and differ.
+    #[serde(flatten)]
+    pub tally: Tally,
+}
+
+/// A row of the directory that cannot be mirrored as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Conflict {
+    /// `user` or `group`.
+    pub kind: String,
+    /// The directory's immutable id.
+    pub external_id: String,
+    /// The name that the directory has for it.
+    pub name: String,
+    /// What stands in the way.
+    pub reason: String,
+}
