@@ -145,7 +145,7 @@ begin
         select distinct a.group_id, e.parent_group_id, level + 1
         from authz.group_ancestors a
         join authz.group_groups e on e.child_group_id = a.ancestor_id
-        where a.group_id = any (affected) and a.depth = level
+        where a.group_id = any (affected) and a.depth = level and e.parent_group_id <> a.group_id
         on conflict (group_id, ancestor_id) do nothing;
         exit when not found;
         level := level + 1;

@@ -30,7 +30,8 @@ create table authz.sync_leases (
 create unlogged table authz.sync_stage_users (
     run_id       bigint not null,
     external_id  text not null,
-    user_name    text not null,
+    -- Null if the directory's address cannot be a name: the mirror then keeps the name it has.
+    user_name    text,
     display_name text not null,
     suspended    boolean not null,
     primary key (run_id, external_id)
@@ -39,7 +40,7 @@ create unlogged table authz.sync_stage_users (
 create unlogged table authz.sync_stage_groups (
     run_id       bigint not null,
     external_id  text not null,
-    group_name   text not null,
+    group_name   text,
     display_name text not null,
     description  text not null,
     -- False keeps the memberships that the mirror has: the group's members could not be listed.

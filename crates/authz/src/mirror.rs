@@ -11,7 +11,7 @@ mod plan_memberships;
 mod report;
 mod stage;
 
-pub use lease::{HEARTBEAT_EVERY, LEASE_TTL, Run};
+pub use lease::{HEARTBEAT_EVERY, LEASE_TTL, Run, record_failure};
 pub use plan::{PlanOptions, Planned};
 pub use report::{
     Change, Conflict, Counts, GroupChange, MembershipChange, Plan, SHOWN, Tally, Totals, UserChange,

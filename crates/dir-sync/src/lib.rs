@@ -1,1 +1,28 @@
 //! Mirrors users, groups and memberships of a Google Workspace into the authz tables.
+//!
+//! One run is `crawl → stage → plan → guard → apply → report`; the modules below are in that order. Planning
+//! and guarding know neither Google nor SQL: `authz::mirror` owns the statements.
+
+pub mod cli;
+
+pub mod source;
+
+pub mod file;
+
+pub mod google;
+
+pub mod crawl;
+
+mod stage;
+
+pub mod guard;
+
+mod plan;
+
+pub mod report;
+
+pub mod run;
+
+pub use plan::Summary;
+pub use report::{Report, Status};
+pub use run::{Options, Sync};

@@ -4,7 +4,7 @@
 use sqlx::PgConnection;
 
 use super::Planned;
-use super::lease::Closing;
+use super::lease::{Closing, close};
 use super::report::Plan;
 use crate::audit::{self, Actor, Outcome, Record};
 use crate::decision::Revision;
@@ -97,7 +97,7 @@ impl Planned {
             audit::record(&mut *tx, actor, &record).await?;
         }
         let closing = Closing { status, hash: Some(&plan.hash), counts: Some(counts), message, api_calls };
-        run.close(&mut tx, &closing).await?;
+        close(&mut tx, run.run_id, &closing).await?;
         let revision = revision::commit(tx).await?;
         Ok((plan, revision))
     }

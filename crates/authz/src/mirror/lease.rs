@@ -78,43 +78,60 @@ impl Run {
     /// # Errors
     /// [`Error::Database`] if not even this could be written; the lease then ends by itself.
     pub async fn fail(self, message: &str, api_calls: u64, actor: &Actor) -> Result<(), Error> {
-        let mut tx = self.pool.begin().await?;
-        self.close(&mut tx, &Closing { status: "failed", hash: None, counts: None, message: Some(message), api_calls })
-            .await?;
-        let detail = serde_json::json!({"run_id": self.run_id, "message": message});
-        let record = Record::new("directory.sync", Outcome::Failed).target(self.directory.as_str()).detail(detail);
-        audit::record(&mut *tx, actor, &record).await?;
-        tx.commit().await?;
-        Ok(())
+        record_failure(&self.pool, self.run_id, message, api_calls, actor).await
     }
+}
 
-    /// Writes the end of the run into its record, empties its staging area and gives the lease back.
-    pub(super) async fn close(&self, tx: &mut PgConnection, closing: &Closing<'_>) -> Result<(), Error> {
-        sqlx::query!(
-            r#"
-            update authz.sync_runs
-            set status = $2, finished_at = clock_timestamp(), plan_hash = $3, counts = $4, api_calls = $5, message = $6
-            where run_id = $1 and status = 'running'
-            "#,
-            self.run_id,
-            closing.status,
-            closing.hash,
-            closing.counts,
-            i64::try_from(closing.api_calls).unwrap_or(i64::MAX),
-            closing.message,
-        )
-        .execute(&mut *tx)
-        .await?;
-        clear(&mut *tx, &[self.run_id]).await?;
-        sqlx::query!(
-            "delete from authz.sync_leases where directory_id = $1 and run_id = $2",
-            self.directory_id,
-            self.run_id
-        )
-        .execute(&mut *tx)
-        .await?;
-        Ok(())
+/// Records that a run failed, and gives its lease back, for a run whose [`Run`] went into a failed apply.
+/// A run that is ended already keeps its record.
+///
+/// # Errors
+/// [`Error::Database`] if not even this could be written; the lease then ends by itself.
+pub async fn record_failure(
+    pool: &PgPool,
+    run_id: i64,
+    message: &str,
+    api_calls: u64,
+    actor: &Actor,
+) -> Result<(), Error> {
+    let mut tx = pool.begin().await?;
+    let closing = Closing { status: "failed", hash: None, counts: None, message: Some(message), api_calls };
+    if let Some(directory) = close(&mut tx, run_id, &closing).await? {
+        let detail = serde_json::json!({"run_id": run_id, "status": "failed", "message": message});
+        let record = Record::new("directory.sync", Outcome::Failed).target(&directory).detail(detail);
+        audit::record(&mut *tx, actor, &record).await?;
     }
+    tx.commit().await?;
+    Ok(())
+}
+
+/// Writes the end of a run into its record, empties its staging area and gives the lease back. Returns the
+/// directory's name, or nothing if the run had ended before.
+pub(super) async fn close(
+    tx: &mut PgConnection,
+    run_id: i64,
+    closing: &Closing<'_>,
+) -> Result<Option<String>, Error> {
+    let directory = sqlx::query_scalar!(
+        r#"
+        update authz.sync_runs r
+        set status = $2, finished_at = clock_timestamp(), plan_hash = $3, counts = $4, api_calls = $5, message = $6
+        from authz.directories d
+        where r.run_id = $1 and r.status = 'running' and d.directory_id = r.directory_id
+        returning d.directory_name
+        "#,
+        run_id,
+        closing.status,
+        closing.hash,
+        closing.counts,
+        i64::try_from(closing.api_calls).unwrap_or(i64::MAX),
+        closing.message,
+    )
+    .fetch_optional(&mut *tx)
+    .await?;
+    clear(&mut *tx, &[run_id]).await?;
+    sqlx::query!("delete from authz.sync_leases where run_id = $1", run_id).execute(&mut *tx).await?;
+    Ok(directory)
 }
 
 impl Drop for Run {

@@ -122,7 +122,7 @@ impl Run {
         sqlx::query!(
             r#"
             with matched as (
-                select s.external_id, s.user_name, s.display_name,
+                select s.external_id, coalesce(s.user_name, u.user_name) as user_name, s.display_name,
                        case when s.suspended then 'suspended' else 'active' end as status,
                        coalesce(u.user_id, l.user_id) as user_id
                 from authz.sync_stage_users s
@@ -138,7 +138,7 @@ impl Run {
                    u.user_name, m.user_name, u.display_name, m.display_name, u.status, m.status, u.directory_id, $2
             from matched m
             left join authz.users u on u.user_id = m.user_id
-            where u.user_id is null
+            where (u.user_id is null and m.user_name is not null)
                or ((u.status = 'deleted' or u.directory_id is null or u.directory_id = $2 or ($3 and u.directory_id = 0))
                    and (u.user_name, u.display_name, u.status, u.directory_id)
                        is distinct from (m.user_name, m.display_name, m.status, $2))
@@ -152,7 +152,7 @@ impl Run {
         sqlx::query!(
             r#"
             insert into authz.sync_plan_conflicts (run_id, kind, external_id, name, reason)
-            select $1, 'user', s.external_id, s.user_name,
+            select $1, 'user', s.external_id, coalesce(s.user_name, u.user_name),
                    case when u.directory_id = 0 then 'a local user has this id; --adopt-local links them'
                         else format('directory `%s` lists this user too, and has it', d.directory_name) end
             from authz.sync_stage_users s
@@ -164,6 +164,19 @@ impl Run {
             self.run_id,
             self.directory_id,
             options.adopt_local,
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            r#"
+            insert into authz.sync_plan_conflicts (run_id, kind, external_id, name, reason)
+            select $1, 'user', s.external_id, coalesce(u.user_name, s.external_id), 'its address cannot be a name'
+            from authz.sync_stage_users s
+            left join authz.users u on u.external_id = s.external_id
+            where s.run_id = $1 and s.user_name is null
+            on conflict do nothing
+            "#,
+            self.run_id,
         )
         .execute(tx)
         .await?;
@@ -177,6 +190,8 @@ impl Run {
             with member as (
                 select m.member_external_id as external_id, min(m.member_name) as user_name
                 from authz.sync_stage_members m
+                join authz.sync_stage_groups g
+                    on g.run_id = $1 and g.external_id = m.group_external_id and g.members_complete
                 where m.run_id = $1 and m.kind = 'user'
                   and not exists (select from authz.sync_stage_users s
                                   where s.run_id = $1 and s.external_id = m.member_external_id)
@@ -318,7 +333,7 @@ impl Run {
         sqlx::query!(
             r#"
             with matched as (
-                select s.external_id, s.group_name, s.display_name, s.description,
+                select s.external_id, coalesce(s.group_name, g.group_name) as group_name, s.display_name, s.description,
                        coalesce(g.group_id, l.group_id) as group_id
                 from authz.sync_stage_groups s
                 left join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id
@@ -333,13 +348,27 @@ impl Run {
                    g.group_name, m.group_name, g.display_name, m.display_name, g.description, m.description
             from matched m
             left join authz.groups g on g.group_id = m.group_id
-            where g.group_id is null or g.directory_id <> $2
+            where (g.group_id is null and m.group_name is not null)
+               or g.directory_id <> $2
                or (g.group_name, g.display_name, g.description, g.status)
                   is distinct from (m.group_name, m.display_name, m.description, 'active')
             "#,
             self.run_id,
             self.directory_id,
             options.adopt_local,
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            r#"
+            insert into authz.sync_plan_conflicts (run_id, kind, external_id, name, reason)
+            select $1, 'group', s.external_id, coalesce(g.group_name, s.external_id), 'its address cannot be a name'
+            from authz.sync_stage_groups s
+            left join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id
+            where s.run_id = $1 and s.group_name is null
+            "#,
+            self.run_id,
+            self.directory_id,
         )
         .execute(&mut *tx)
         .await?;
@@ -533,7 +562,7 @@ impl Run {
 
     async fn incomplete_groups(&self, tx: &mut PgConnection) -> Result<Vec<String>, Error> {
         Ok(sqlx::query_scalar!(
-            "select group_name from authz.sync_stage_groups where run_id = $1 and not members_complete order by group_name",
+            r#"select coalesce(group_name, external_id) as "name!" from authz.sync_stage_groups where run_id = $1 and not members_complete order by 1"#,
             self.run_id,
         )
         .fetch_all(tx)

@@ -12,8 +12,8 @@ use crate::name::{GroupName, UserName};
 pub struct StagedUser {
     /// The directory's immutable id.
     pub external_id: String,
-    /// The primary address.
-    pub name: UserName,
+    /// The primary address; `None` if it cannot be a name: then the mirror keeps the name it has.
+    pub name: Option<UserName>,
     /// For people.
     pub display_name: String,
     /// Suspended or archived.
@@ -25,8 +25,8 @@ pub struct StagedUser {
 pub struct StagedGroup {
     /// The directory's immutable id.
     pub external_id: String,
-    /// The address.
-    pub name: GroupName,
+    /// The address; `None` if it cannot be a name: then the mirror keeps the name it has.
+    pub name: Option<GroupName>,
     /// For people.
     pub display_name: String,
     /// For people.
@@ -61,7 +61,7 @@ impl Run {
     /// [`Error::Database`] if the database does not answer.
     pub async fn stage_users(&self, users: &[StagedUser]) -> Result<(), Error> {
         let ids: Vec<_> = users.iter().map(|u| u.external_id.clone()).collect();
-        let names: Vec<_> = users.iter().map(|u| u.name.to_string()).collect();
+        let names: Vec<_> = users.iter().map(|u| u.name.as_ref().map(ToString::to_string)).collect();
         let display_names: Vec<_> = users.iter().map(|u| storable(&u.display_name)).collect();
         let suspended: Vec<_> = users.iter().map(|u| u.suspended).collect();
         let done = sqlx::query!(
@@ -72,7 +72,7 @@ impl Run {
             "#,
             self.run_id,
             &ids,
-            &names,
+            &names as &[Option<String>],
             &display_names,
             &suspended,
         )
@@ -88,7 +88,7 @@ impl Run {
     /// [`Error::Database`] if the database does not answer.
     pub async fn stage_groups(&self, groups: &[StagedGroup]) -> Result<(), Error> {
         let ids: Vec<_> = groups.iter().map(|g| g.external_id.clone()).collect();
-        let names: Vec<_> = groups.iter().map(|g| g.name.to_string()).collect();
+        let names: Vec<_> = groups.iter().map(|g| g.name.as_ref().map(ToString::to_string)).collect();
         let display_names: Vec<_> = groups.iter().map(|g| storable(&g.display_name)).collect();
         let descriptions: Vec<_> = groups.iter().map(|g| storable(&g.description)).collect();
         let done = sqlx::query!(
@@ -99,7 +99,7 @@ impl Run {
             "#,
             self.run_id,
             &ids,
-            &names,
+            &names as &[Option<String>],
             &display_names,
             &descriptions,
         )

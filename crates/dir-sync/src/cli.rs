@@ -1,0 +1,261 @@
+//! The command line; every option can be given by environment as well.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use authz::DirectoryName;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
+use sqlx::{Connection, PgPool};
+
+use crate::file::FileSource;
+use crate::google::{GoogleConfig, GoogleSource};
+use crate::guard::{Limit, Limits};
+use crate::run::Options;
+use crate::source::{Source, SourceError};
+
+/// How long to wait for the database before giving up.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+
+/// Mirrors users, groups and memberships of a Google Workspace into Postgres.
+///
+/// Exit codes: 0 done or nothing to do, 1 failed, 2 usage, 3 refused by the guard, 4 partial, 5 another run
+/// holds the lease.
+#[derive(Debug, Parser)]
+#[command(name = "dir-sync", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create the tables, or bring them up to date.
+    Migrate(Database),
+    /// Show what `run` would change; the mirror stays as it is.
+    Plan(Job),
+    /// Make the mirror what the directory is, within the limits.
+    Run(Job),
+}
+
+/// Which database.
+#[derive(Debug, Args)]
+pub struct Database {
+    /// The database: postgres://user:password@host/name
+    #[arg(long, env = "DIR_SYNC_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub database_url: String,
+}
+
+/// One sync.
+#[derive(Debug, Args)]
+pub struct Job {
+    #[command(flatten)]
+    /// Which database.
+    pub database: Database,
+    /// The name under which the mirror is kept; another source needs another name.
+    #[arg(long, env = "DIR_SYNC_DIRECTORY", value_name = "NAME", value_parser = DirectoryName::from_str)]
+    pub directory: DirectoryName,
+    /// Where users and groups come from: `google`, or `file:PATH` for a directory file.
+    #[arg(long, env = "DIR_SYNC_SOURCE", value_name = "google|file:PATH")]
+    pub source: SourceChoice,
+    /// Apply this plan although it passes a limit.
+    #[arg(long, env = "DIR_SYNC_APPROVE", value_name = "HASH")]
+    pub approve: Option<String>,
+    /// Whether members whom the directory does not list are mirrored, and so get what their groups have.
+    #[arg(long, env = "DIR_SYNC_EXTERNAL_MEMBERS", value_enum, default_value_t = External::Exclude)]
+    pub external_members: External,
+    /// Link local users and groups that have the name of a directory's one, instead of reporting a conflict.
+    #[arg(long, env = "DIR_SYNC_ADOPT_LOCAL")]
+    pub adopt_local: bool,
+    /// Users that may be removed or suspended at once: a share, or a number, whichever is more.
+    #[arg(long, env = "DIR_SYNC_MAX_REMOVED_USERS", value_name = "LIMIT", default_value_t = Limits::default().users)]
+    pub max_removed_users: Limit,
+    /// Groups that may be removed at once.
+    #[arg(long, env = "DIR_SYNC_MAX_REMOVED_GROUPS", value_name = "LIMIT", default_value_t = Limits::default().groups)]
+    pub max_removed_groups: Limit,
+    /// Memberships that may be removed at once.
+    #[arg(long, env = "DIR_SYNC_MAX_REMOVED_MEMBERSHIPS", value_name = "LIMIT", default_value_t = Limits::default().memberships)]
+    pub max_removed_memberships: Limit,
+    /// How to print the result.
+    #[arg(long, env = "DIR_SYNC_OUTPUT", value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+    /// Calls under way at the same time.
+    #[arg(long, env = "DIR_SYNC_CONCURRENCY", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub concurrency: u16,
+    #[command(flatten)]
+    /// Google's options.
+    pub google: Google,
+}
+
+/// How to reach Google Workspace.
+#[derive(Debug, Args)]
+pub struct Google {
+    /// The service account's key file (JSON).
+    #[arg(long, env = "DIR_SYNC_GOOGLE_CREDENTIALS", value_name = "FILE")]
+    pub google_credentials: Option<PathBuf>,
+    /// The administrator on whose behalf the directory is read (domain-wide delegation).
+    #[arg(long, env = "DIR_SYNC_GOOGLE_SUBJECT", value_name = "EMAIL")]
+    pub google_subject: Option<String>,
+    /// The Workspace customer.
+    #[arg(long, env = "DIR_SYNC_GOOGLE_CUSTOMER", value_name = "ID", default_value = "my_customer")]
+    pub google_customer: String,
+    /// Another base address of the API, for tests and proxies.
+    #[arg(long, env = "DIR_SYNC_GOOGLE_URL", value_name = "URL", default_value = "https://admin.googleapis.com/")]
+    pub google_url: String,
+    /// The quota: calls per minute, 0 for no limit.
+    #[arg(long, env = "DIR_SYNC_GOOGLE_QUOTA", value_name = "N", default_value_t = 2400)]
+    pub google_quota: u32,
+}
+
+/// Where a directory comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SourceChoice {
+    /// Google Workspace.
+    Google,
+    /// A directory file.
+    File(PathBuf),
+}
+
+impl FromStr for SourceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "google" => Ok(Self::Google),
+            Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            _ => Err("write `google`, or `file:` and the path of a directory file".to_owned()),
+        }
+    }
+}
+
+/// What to do with members whom the directory does not list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum External {
+    /// They are mirrored.
+    Include,
+    /// They are counted only.
+    Exclude,
+}
+
+/// How to print the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// Why a run did not even begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The URL is none.
+    #[error("the database URL cannot be used; write postgres://user:password@host/name")]
+    DatabaseUrl(#[source] sqlx::Error),
+    /// Nobody answers there.
+    #[error("the database at `{place}` cannot be reached")]
+    Unreachable {
+        /// Host and port, or socket; no credentials.
+        place: String,
+        /// Why not.
+        #[source]
+        source: sqlx::Error,
+    },
+    /// `--source google` needs a key.
+    #[error("--source google needs --google-credentials FILE, the key file of a service account")]
+    NoCredentials,
+    /// The source cannot be used.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The tables could not be made.
+    #[error(transparent)]
+    Authz(#[from] authz::Error),
+}
+
+impl Database {
+    /// Connects, or says within seconds why not.
+    ///
+    /// # Errors
+    /// [`StartError::DatabaseUrl`] or [`StartError::Unreachable`].
+    pub async fn connect(&self) -> Result<PgPool, StartError> {
+        let options = PgConnectOptions::from_str(&self.database_url)
+            .map_err(StartError::DatabaseUrl)?
+            .application_name("dir-sync");
+        let place = options
+            .get_socket()
+            .map_or_else(|| format!("{}:{}", options.get_host(), options.get_port()), |s| s.display().to_string());
+        // One attempt of our own first: the pool would try until its time is up, and then say only that.
+        let attempt = tokio::time::timeout(CONNECT_WITHIN, PgConnection::connect_with(&options)).await;
+        let first = attempt.unwrap_or_else(|_| {
+            Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in ten seconds")))
+        });
+        match first {
+            Ok(connection) => drop(connection.close().await),
+            Err(source) => return Err(StartError::Unreachable { place, source }),
+        }
+        Ok(PgPoolOptions::new().max_connections(4).acquire_timeout(CONNECT_WITHIN).connect_lazy_with(options))
+    }
+}
+
+impl Job {
+    /// Opens the source.
+    ///
+    /// # Errors
+    /// [`StartError::Source`] if the file or the key cannot be used, [`StartError::NoCredentials`].
+    pub async fn open_source(&self) -> Result<Arc<dyn Source>, StartError> {
+        Ok(match &self.source {
+            SourceChoice::File(path) => Arc::new(FileSource::open(path)?),
+            SourceChoice::Google => {
+                let key = self.google.google_credentials.as_ref().ok_or(StartError::NoCredentials)?;
+                let mut config = GoogleConfig::new(key);
+                config.subject.clone_from(&self.google.google_subject);
+                config.customer.clone_from(&self.google.google_customer);
+                config.base_url.clone_from(&self.google.google_url);
+                config.queries_per_minute = self.google.google_quota;
+                Arc::new(GoogleSource::new(config).await?)
+            }
+        })
+    }
+
+    /// What the run may and shall do.
+    #[must_use]
+    pub fn options(&self) -> Options {
+        Options {
+            include_external: self.external_members == External::Include,
+            adopt_local: self.adopt_local,
+            limits: Limits {
+                users: self.max_removed_users,
+                groups: self.max_removed_groups,
+                memberships: self.max_removed_memberships,
+            },
+            approve: self.approve.clone(),
+            concurrency: usize::from(self.concurrency),
+            progress: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn source_is_google_or_a_file() {
+        assert_eq!("google".parse(), Ok(SourceChoice::Google));
+        assert_eq!("file:a:b.json".parse(), Ok(SourceChoice::File("a:b.json".into())));
+        for bad in ["", "file:", "file", "ldap", "google:x"] {
+            assert!(bad.parse::<SourceChoice>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! One API call: signed in, held to the quota, bounded in time, tried again where that helps.
+
+use std::io::Read;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use flate2::read::MultiGzDecoder;
+use google_apis_common::url::Params;
+use google_apis_common::{Body, Client};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, USER_AGENT};
+use hyper::{Request, StatusCode, Uri};
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+use url::Url;
+
+use super::HttpsConnector;
+use super::auth::SignIn;
+use super::failure::{Asked, Failure, classify};
+use super::limiter::Limiter;
+use super::retry::{Attempts, RetryPolicy};
+use crate::source::SourceError;
+
+// Google compresses only for clients that have the word in both places.
+const AGENT: &str = concat!("dir-sync/", env!("CARGO_PKG_VERSION"), " (gzip)");
+// A page of 500 users is a fraction of this; it bounds what a wrong server can make us hold.
+const MAX_BODY: usize = 64 * 1024 * 1024;
+
+/// What one call is for.
+pub(super) struct Call<'a> {
+    /// The path below the base address, keys already percent-encoded.
+    pub(super) path: String,
+    /// The query.
+    pub(super) params: Params<'a>,
+    /// The listing in words: ``members of group `ops@example.com` ``.
+    pub(super) what: String,
+    /// The group the call is about, if it is about one.
+    pub(super) group: Option<&'a str>,
+}
+
+/// Sends calls.
+pub(super) struct ApiClient {
+    http: Client<HttpsConnector>,
+    sign_in: SignIn,
+    base: Url,
+    limiter: Limiter,
+    retry: RetryPolicy,
+    request_timeout: Duration,
+    calls: AtomicU64,
+}
+
+impl ApiClient {
+    pub(super) fn new(
+        http: Client<HttpsConnector>,
+        sign_in: SignIn,
+        base: Url,
+        limiter: Limiter,
+        retry: RetryPolicy,
+        request_timeout: Duration,
+    ) -> Self {
+        Self { http, sign_in, base, limiter, retry, request_timeout, calls: AtomicU64::new(0) }
+    }
+
+    /// Calls sent so far.
+    pub(super) fn calls(&self) -> u64 {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Gets a JSON answer.
+    pub(super) async fn get(&self, call: &Call<'_>) -> Result<Value, SourceError> {
+        let uri = self.uri(call)?;
+        let asked =
+            Asked { one_group: call.group.is_some(), page_token: call.params.get("pageToken").is_some() };
+        let mut attempts = Attempts::new(&self.retry);
+        let mut token = self.sign_in.token().await?;
+        let mut refreshed = false;
+        loop {
+            self.limiter.start().await;
+            self.calls.fetch_add(1, Ordering::Relaxed);
+            let answered = timeout(self.request_timeout, self.send(&uri, &token, asked)).await;
+            let failure = match answered {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(failure)) => failure,
+                Err(_) => Failure::transient(format!("no complete answer within {:?}", self.request_timeout)),
+            };
+            let (rate_limited, retry_after, cause) = match failure {
+                Failure::RateLimited { retry_after, cause } => (true, retry_after, cause),
+                Failure::Transient { retry_after, cause } => (false, retry_after, cause),
+                Failure::Unauthorised { .. } if !refreshed => {
+                    refreshed = true;
+                    token = self.sign_in.token_after(&token).await?;
+                    continue;
+                }
+                other => return Err(final_error(other, call)),
+            };
+            let Some(pause) = attempts.failed(rate_limited, retry_after) else {
+                return Err(SourceError::Unavailable {
+                    what: call.what.clone(),
+                    attempts: attempts.made(),
+                    cause,
+                });
+            };
+            tracing::info!(
+                listing = call.what, attempt = attempts.made(), pause_ms = pause.as_millis(), reason = %cause,
+                "call failed, trying again"
+            );
+            if rate_limited {
+                self.limiter.hold_for(pause);
+            }
+            sleep(pause).await;
+            // A long pause may have outlived the token.
+            token = self.sign_in.token().await?;
+        }
+    }
+
+    fn uri(&self, call: &Call<'_>) -> Result<Uri, SourceError> {
+        let wrong = |problem: String| SourceError::Setting {
+            message: format!("`{}` is no usable address of the API: {problem}", self.base),
+        };
+        let url = self.base.join(&call.path).map_err(|error| wrong(error.to_string()))?;
+        call.params
+            .parse_with_url(url.as_str())
+            .as_str()
+            .parse()
+            .map_err(|error: hyper::http::uri::InvalidUri| wrong(error.to_string()))
+    }
+
+    async fn send(&self, uri: &Uri, token: &str, asked: Asked) -> Result<Value, Failure> {
+        let request = Request::get(uri)
+            .header(AUTHORIZATION, format!("Bearer {token}"))
+            .header(ACCEPT, "application/json")
+            .header(ACCEPT_ENCODING, "gzip")
+            .header(USER_AGENT, AGENT)
+            .body(Body::new(Empty::<Bytes>::new().map_err(|never| match never {})))
+            .map_err(|error| Failure::Rejected { answer: error.to_string() })?;
+        let response = self.http.request(request).await.map_err(Failure::transient)?;
+        let (head, body) = response.into_parts();
+        let body = Limited::new(body, MAX_BODY).collect().await.map_err(Failure::transient)?.to_bytes();
+        let zipped = head
+            .headers
+            .get(CONTENT_ENCODING)
+            .is_some_and(|encoding| encoding.as_bytes().eq_ignore_ascii_case(b"gzip"));
+        let body = if zipped { gunzip(&body).map_err(Failure::transient)? } else { body };
+        if head.status != StatusCode::OK {
+            return Err(classify(head.status, &head.headers, &body, asked));
+        }
+        serde_json::from_slice(&body).map_err(|error| {
+            // A body that ends too early was cut on its way; any other text is an answer of something else.
+            if error.is_eof() {
+                Failure::transient(error)
+            } else {
+                Failure::Malformed {
+                    problem: format!(
+                        "it is not JSON ({error}); check the address of the API (`--google-url`)"
+                    ),
+                }
+            }
+        })
+    }
+}
+
+fn gunzip(zipped: &[u8]) -> std::io::Result<Bytes> {
+    let limit = u64::try_from(MAX_BODY).unwrap_or(u64::MAX);
+    let mut plain = Vec::new();
+    MultiGzDecoder::new(zipped).take(limit + 1).read_to_end(&mut plain)?;
+    if plain.len() > MAX_BODY {
+        return Err(std::io::Error::other("the unpacked answer is too large"));
+    }
+    Ok(plain.into())
+}
+
+fn final_error(failure: Failure, call: &Call<'_>) -> SourceError {
+    let what = call.what.clone();
+    match failure {
+        Failure::Unauthorised { answer } => SourceError::Credentials {
+            message: format!(
+                "the API does not accept the token, not even a new one ({answer}); check that the key's `token_uri` and the \
+                 address of the API (`--google-url`) belong together"
+            ),
+            cause: None,
+        },
+        Failure::StalePageToken => SourceError::StalePageToken { what },
+        Failure::GroupVanished => {
+            SourceError::GroupVanished { group: call.group.unwrap_or_default().to_owned() }
+        }
+        Failure::Rejected { answer } => SourceError::Rejected { what, answer },
+        Failure::Refused { message } => SourceError::Refused { message },
+        Failure::Malformed { problem } => SourceError::Malformed { what, problem },
+        // `get` keeps these two for itself while attempts are left.
+        Failure::RateLimited { cause, .. } | Failure::Transient { cause, .. } => {
+            SourceError::Unavailable { what, attempts: 1, cause }
+        }
+    }
+}

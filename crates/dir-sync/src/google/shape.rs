@@ -1,0 +1,235 @@
+//! The Directory API's objects as they stand in JSON, and what becomes of them here.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::source::{Group, Member, MemberKind, Page, PageToken, User};
+
+/// A user as sent.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", expecting = "an object")]
+pub(crate) struct UserShape {
+    id: Option<String>,
+    primary_email: Option<String>,
+    name: Option<NameShape>,
+    suspended: Option<bool>,
+    archived: Option<bool>,
+    customer_id: Option<String>,
+    deletion_time: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", expecting = "an object")]
+struct NameShape {
+    full_name: Option<String>,
+}
+
+/// A group as sent.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", expecting = "an object")]
+pub(crate) struct GroupShape {
+    id: Option<String>,
+    email: Option<String>,
+    name: Option<String>,
+    description: Option<String>,
+    // An int64, which the API writes as a string.
+    direct_members_count: Option<Value>,
+}
+
+/// A member as sent.
+#[derive(Debug, Deserialize)]
+#[serde(expecting = "an object")]
+pub(crate) struct MemberShape {
+    id: Option<String>,
+    email: Option<String>,
+    role: Option<String>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+}
+
+/// What an object lacks that it cannot do without.
+#[derive(Debug, thiserror::Error)]
+#[error("{object} has no {key}")]
+pub(crate) struct Lacking {
+    object: String,
+    key: &'static str,
+}
+
+fn required(value: Option<String>, object: &str, key: &'static str) -> Result<String, Lacking> {
+    value.filter(|value| !value.is_empty()).ok_or_else(|| Lacking { object: object.to_owned(), key })
+}
+
+/// An object of a listing, and what it becomes.
+pub(crate) trait Shape: for<'de> Deserialize<'de> {
+    /// What the object becomes.
+    type Item;
+    /// The key of the collection in a listing.
+    const KEY: &'static str;
+    /// The `kind` of a listing.
+    const KIND: &'static str;
+
+    /// The item; `None` for what is not to be listed.
+    fn into_item(self) -> Result<Option<Self::Item>, Lacking>;
+}
+
+impl Shape for UserShape {
+    type Item = User;
+    const KEY: &'static str = "users";
+    const KIND: &'static str = "admin#directory#users";
+
+    fn into_item(self) -> Result<Option<User>, Lacking> {
+        let Some(id) = self.id.filter(|id| !id.is_empty() && self.deletion_time.is_none()) else {
+            return Ok(None);
+        };
+        let email = required(self.primary_email, &format!("user `{id}`"), "primaryEmail")?;
+        Ok(Some(User {
+            id,
+            email,
+            display_name: self.name.and_then(|name| name.full_name).unwrap_or_default(),
+            suspended: [self.suspended, self.archived].contains(&Some(true)),
+            customer_id: self.customer_id,
+        }))
+    }
+}
+
+impl GroupShape {
+    /// Whether the directory says that the group has direct members.
+    pub(crate) fn says_it_has_members(&self) -> bool {
+        match &self.direct_members_count {
+            None | Some(Value::Null) => false,
+            Some(Value::String(count)) => count.trim() != "0",
+            Some(count) => count.as_u64() != Some(0),
+        }
+    }
+}
+
+impl Shape for GroupShape {
+    type Item = Group;
+    const KEY: &'static str = "groups";
+    const KIND: &'static str = "admin#directory#groups";
+
+    fn into_item(self) -> Result<Option<Group>, Lacking> {
+        let named = self.email.as_deref().unwrap_or_default();
+        let id = required(self.id, &format!("group `{named}`"), "id")?;
+        let email = required(self.email, &format!("group `{id}`"), "email")?;
+        Ok(Some(Group {
+            id,
+            email,
+            name: self.name.unwrap_or_default(),
+            description: self.description.unwrap_or_default(),
+        }))
+    }
+}
+
+impl Shape for MemberShape {
+    type Item = Member;
+    const KEY: &'static str = "members";
+    const KIND: &'static str = "admin#directory#members";
+
+    fn into_item(self) -> Result<Option<Member>, Lacking> {
+        let named = self.email.as_deref().unwrap_or_default();
+        let id = required(self.id, &format!("member `{named}`"), "id")?;
+        let kind = match required(self.kind, &format!("member `{id}`"), "type")? {
+            kind if kind == "USER" => MemberKind::User,
+            kind if kind == "GROUP" => MemberKind::Group,
+            kind if kind == "CUSTOMER" => MemberKind::Customer,
+            kind => MemberKind::Other(kind),
+        };
+        Ok(Some(Member {
+            id,
+            email: self.email.filter(|email| !email.is_empty()),
+            role: self.role.unwrap_or_default(),
+            kind,
+        }))
+    }
+}
+
+/// Reads one page of a listing. An empty collection omits its key, so it is the `kind` that tells an empty page from
+/// an answer of something else.
+///
+/// # Errors
+/// What does not fit, as text without the answer's content.
+pub(crate) fn page<S: Shape>(answer: Value) -> Result<Page<S::Item>, String> {
+    let Value::Object(mut answer) = answer else {
+        return Err("it is no JSON object".to_owned());
+    };
+    match (answer.get("kind").and_then(Value::as_str), answer.contains_key(S::KEY)) {
+        (Some(kind), _) if kind == S::KIND => {}
+        (Some(kind), _) => return Err(format!("it is of kind `{kind}`, expected `{}`", S::KIND)),
+        (None, true) => {}
+        (None, false) => return Err(format!("it has neither `kind` nor `{}`", S::KEY)),
+    }
+    let shapes = match answer.remove(S::KEY) {
+        None => Vec::new(),
+        Some(value) => {
+            serde_json::from_value::<Vec<S>>(value).map_err(|error| format!("in `{}`: {error}", S::KEY))?
+        }
+    };
+    let mut items = Vec::with_capacity(shapes.len());
+    for shape in shapes {
+        items.extend(shape.into_item().map_err(|lacking| lacking.to_string())?);
+    }
+    let next = match answer.remove("nextPageToken") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(token)) => (!token.is_empty()).then_some(PageToken(token)),
+        Some(_) => return Err("its `nextPageToken` is no string".to_owned()),
+    };
+    Ok(Page { items, next })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn empty_page_has_its_kind_and_no_collection() {
+        let empty = page::<GroupShape>(json!({"kind": "admin#directory#groups"})).unwrap();
+        assert_eq!(empty, Page { items: vec![], next: None });
+    }
+
+    #[test]
+    fn answer_of_something_else_is_no_empty_page() {
+        for answer in
+            [json!({}), json!([]), json!("ok"), json!({"ok": true}), json!({"kind": "admin#directory#users"})]
+        {
+            assert!(page::<GroupShape>(answer.clone()).is_err(), "{answer}");
+        }
+    }
+
+    #[test]
+    fn archived_user_is_suspended() {
+        let answer = json!({"users": [{"id": "1", "primaryEmail": "a@example.com", "archived": true}]});
+        assert!(page::<UserShape>(answer).unwrap().items[0].suspended);
+    }
+
+    #[test]
+    fn user_without_id_or_being_deleted_is_not_listed() {
+        let answer = json!({"users": [
+            {"primaryEmail": "a@example.com"},
+            {"id": "2", "primaryEmail": "b@example.com", "deletionTime": "2026-01-01T00:00:00Z"},
+            {"id": "3", "primaryEmail": "c@example.com"},
+        ]});
+        let ids: Vec<_> = page::<UserShape>(answer).unwrap().items.into_iter().map(|user| user.id).collect();
+        assert_eq!(ids, ["3"]);
+    }
+
+    #[test]
+    fn member_of_a_new_type_is_kept_by_its_name() {
+        let answer = json!({"members": [{"id": "1", "type": "ROBOT"}, {"id": "C1", "type": "CUSTOMER"}]});
+        let members = page::<MemberShape>(answer).unwrap().items;
+        assert_eq!(members[0].kind, MemberKind::Other("ROBOT".to_owned()));
+        assert_eq!(
+            members[1],
+            Member { id: "C1".into(), email: None, role: String::new(), kind: MemberKind::Customer }
+        );
+    }
+
+    #[test]
+    fn object_without_its_id_spoils_the_page() {
+        assert!(
+            page::<MemberShape>(json!({"members": [{"type": "USER", "email": "a@example.com"}]})).is_err()
+        );
+        assert!(page::<GroupShape>(json!({"groups": [{"email": "g@example.com"}]})).is_err());
+    }
+}

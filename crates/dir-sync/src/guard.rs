@@ -1,0 +1,231 @@
+//! The guard: limits that a plan must keep, or be approved by its hash. A refused plan changes nothing.
+
+use std::fmt;
+use std::str::FromStr;
+
+use authz::mirror::Plan;
+use serde::Serialize;
+
+/// How much may go at once: a share of what is there, or a number, whichever is more.
+///
+/// ```
+/// use dir_sync::guard::Limit;
+///
+/// let limit: Limit = "10%,3".parse()?;
+/// assert_eq!(limit.of(1_000), 100);
+/// assert_eq!(limit.of(10), 3);
+/// # Ok::<(), dir_sync::guard::LimitError>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    percent: u8,
+    floor: u64,
+}
+
+impl Limit {
+    /// At most `percent` of what is there, and always `floor`.
+    #[must_use]
+    pub const fn new(percent: u8, floor: u64) -> Self {
+        Self { percent, floor }
+    }
+
+    /// How many of `there` may go.
+    #[must_use]
+    pub fn of(self, there: u64) -> u64 {
+        let share = u128::from(there) * u128::from(self.percent) / 100;
+        u64::try_from(share).unwrap_or(u64::MAX).max(self.floor)
+    }
+}
+
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%,{}", self.percent, self.floor)
+    }
+}
+
+/// Why a text is not a limit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a limit; write a share and a number such as `10%,3`: at most a tenth, or three, whichever is more")]
+pub struct LimitError(String);
+
+impl FromStr for Limit {
+    type Err = LimitError;
+
+    fn from_str(text: &str) -> Result<Self, LimitError> {
+        let parsed = text.split_once(',').and_then(|(share, floor)| {
+            let percent = share.trim().strip_suffix('%')?.trim_end().parse().ok().filter(|p| *p <= 100)?;
+            Some(Self { percent, floor: floor.trim().parse().ok()? })
+        });
+        parsed.ok_or_else(|| LimitError(text.to_owned()))
+    }
+}
+
+/// The limits of one directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Users removed or newly suspended.
+    pub users: Limit,
+    /// Groups removed.
+    pub groups: Limit,
+    /// Memberships removed.
+    pub memberships: Limit,
+}
+
+impl Default for Limits {
+    /// A tenth; in small directories three users, three groups, ten memberships.
+    fn default() -> Self {
+        Self { users: Limit::new(10, 3), groups: Limit::new(10, 3), memberships: Limit::new(10, 10) }
+    }
+}
+
+/// What a limit was set for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Users.
+    Users,
+    /// Groups.
+    Groups,
+    /// Memberships.
+    Memberships,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Users => "users",
+            Self::Groups => "groups",
+            Self::Memberships => "memberships",
+        })
+    }
+}
+
+/// A limit that a plan does not keep.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Violation {
+    /// The source lists none of what the mirror has.
+    EmptyListing {
+        /// Of what.
+        kind: Kind,
+        /// How many the mirror has.
+        there: u64,
+    },
+    /// More would go than may.
+    TooMany {
+        /// Of what.
+        kind: Kind,
+        /// How many would go.
+        going: u64,
+        /// Of how many.
+        there: u64,
+        /// How many may.
+        limit: u64,
+    },
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EmptyListing { kind, there } => {
+                write!(f, "the source lists no {kind} at all, while the mirror has {there}")
+            }
+            Self::TooMany { kind: Kind::Users, going, there, limit } => {
+                write!(f, "{going} of {there} users would be removed or suspended, at most {limit} may at once")
+            }
+            Self::TooMany { kind, going, there, limit } => {
+                write!(f, "{going} of {there} {kind} would be removed, at most {limit} may at once")
+            }
+        }
+    }
+}
+
+/// Judges a plan; an empty answer lets it pass.
+#[must_use]
+pub fn judge(plan: &Plan, limits: &Limits) -> Vec<Violation> {
+    let mut violations = Vec::new();
+    let counts = &plan.counts;
+    let kinds = [
+        (
+            Kind::Users,
+            limits.users,
+            plan.before.users,
+            plan.listed.users,
+            counts.users.removed + plan.newly_suspended,
+        ),
+        (Kind::Groups, limits.groups, plan.before.groups, plan.listed.groups, counts.groups.removed),
+        (
+            Kind::Memberships,
+            limits.memberships,
+            plan.before.memberships,
+            plan.listed.memberships,
+            counts.memberships.removed,
+        ),
+    ];
+    for (kind, limit, there, listed, going) in kinds {
+        if there > 0 && listed == 0 && going > 0 {
+            violations.push(Violation::EmptyListing { kind, there });
+        } else if going > limit.of(there) {
+            violations.push(Violation::TooMany { kind, going, there, limit: limit.of(there) });
+        }
+    }
+    violations
+}
+
+/// Why a plan was refused, and how to let it pass.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Refusal {
+    /// The limits that it does not keep.
+    pub violations: Vec<Violation>,
+    /// The plan's hash.
+    pub plan_hash: String,
+    /// What `--approve` named, if it named another plan.
+    pub approved: Option<String>,
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, violation) in self.violations.iter().enumerate() {
+            write!(f, "{}{violation}", if n == 0 { "" } else { "; " })?;
+        }
+        if let Some(approved) = &self.approved {
+            write!(f, "; --approve named `{approved}`, but the plan is now another one")?;
+        }
+        write!(f, "; nothing was changed. If this is right, run again with --approve {}", self.plan_hash)
+    }
+}
+
+/// Whether the plan may be applied: it keeps the limits, or `approve` names its hash.
+///
+/// # Errors
+/// [`Refusal`].
+pub fn admit(plan: &Plan, limits: &Limits, approve: Option<&str>) -> Result<(), Refusal> {
+    let violations = judge(plan, limits);
+    if violations.is_empty() || approve == Some(plan.hash.as_str()) {
+        return Ok(());
+    }
+    Err(Refusal { violations, plan_hash: plan.hash.clone(), approved: approve.map(str::to_owned) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_a_share_or_a_floor_whichever_is_more() {
+        let limit = Limit::new(10, 3);
+        assert_eq!([0, 10, 30, 39, 40, 1_478].map(|n| limit.of(n)), [3, 3, 3, 3, 4, 147]);
+        assert_eq!(Limit::new(0, 0).of(u64::MAX), 0);
+        assert_eq!(Limit::new(100, 0).of(u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn limits_are_written_as_they_are_read() {
+        assert_eq!("5%,20".parse(), Ok(Limit::new(5, 20)));
+        assert_eq!(" 5 % , 20 ".parse(), Ok(Limit::new(5, 20)));
+        assert_eq!(Limit::new(5, 20).to_string().parse(), Ok(Limit::new(5, 20)));
+        for bad in ["", "5", "5%", "5,20", "101%,1", "-1%,1", "5%,-1", "5%,x"] {
+            assert!(bad.parse::<Limit>().is_err(), "{bad}");
+        }
+    }
+}

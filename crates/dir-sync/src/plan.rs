@@ -1,0 +1,99 @@
+//! A plan in a few lines, for people.
+
+use std::fmt;
+
+use authz::mirror::{Change, Plan, Tally};
+
+/// Names shown per line before "and n more".
+const NAMES: usize = 4;
+
+/// Displays a plan in at most a dozen lines: counts in a table, then who goes, comes, is renamed or suspended.
+#[derive(Debug)]
+pub struct Summary<'a>(pub &'a Plan);
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plan = self.0;
+        writeln!(f, "{:<13}{:>9}{:>9}{:>9}{:>9}", "", "now", "added", "removed", "changed")?;
+        let rows = [
+            ("users", plan.before.users, plan.counts.users),
+            ("groups", plan.before.groups, plan.counts.groups),
+            ("memberships", plan.before.memberships, plan.counts.memberships),
+        ];
+        for (kind, now, Tally { added, removed, changed }) in rows {
+            writeln!(f, "{kind:<13}{now:>9}{added:>9}{removed:>9}{changed:>9}")?;
+        }
+        let users = &plan.counts.users;
+        names(f, "users gone", users.removed, plan.users.iter().filter_map(|u| match u.change {
+            Change::Remove => u.old_name.clone(),
+            _ => None,
+        }))?;
+        names(f, "users new", users.added, plan.users.iter().filter_map(|u| match u.change {
+            Change::Add => u.new_name.clone(),
+            _ => None,
+        }))?;
+        let moved: Vec<_> = plan
+            .users
+            .iter()
+            .filter(|u| u.change == Change::Change)
+            .filter_map(|u| renamed(u.old_name.as_deref(), u.new_name.as_deref()))
+            .collect();
+        names(f, "users renamed", moved.len() as u64, moved.into_iter())?;
+        names(f, "suspended", plan.newly_suspended, plan.users.iter().filter_map(|u| {
+            match (u.change, u.old_status.as_deref(), u.new_status.as_deref()) {
+                (Change::Change, Some(old), Some("suspended")) if old != "suspended" => u.new_name.clone(),
+                _ => None,
+            }
+        }))?;
+        names(f, "groups gone", plan.counts.groups.removed, plan.groups.iter().filter_map(|g| match g.change {
+            Change::Remove => g.old_name.clone(),
+            _ => None,
+        }))?;
+        let moved: Vec<_> = plan
+            .groups
+            .iter()
+            .filter(|g| g.change == Change::Change)
+            .filter_map(|g| renamed(g.old_name.as_deref(), g.new_name.as_deref()))
+            .collect();
+        names(f, "groups renamed", moved.len() as u64, moved.into_iter())?;
+        names(f, "not listed", plan.incomplete_groups.len() as u64, plan.incomplete_groups.iter().cloned())?;
+        if plan.external_users + plan.external_groups > 0 {
+            writeln!(
+                f,
+                "{:<15}{} users, {} groups (members that the directory does not list)",
+                "external", plan.external_users, plan.external_groups
+            )?;
+        }
+        for conflict in plan.conflicts.iter().take(NAMES) {
+            writeln!(f, "{:<15}{} `{}`: {}", "conflict", conflict.kind, conflict.name, conflict.reason)?;
+        }
+        if plan.conflicts.len() > NAMES {
+            writeln!(f, "{:<15}and {} more", "", plan.conflicts.len() - NAMES)?;
+        }
+        Ok(())
+    }
+}
+
+fn renamed(old: Option<&str>, new: Option<&str>) -> Option<String> {
+    match (old, new) {
+        (Some(old), Some(new)) if old != new => Some(format!("{old} → {new}")),
+        _ => None,
+    }
+}
+
+fn names(
+    f: &mut fmt::Formatter<'_>,
+    label: &str,
+    count: u64,
+    all: impl Iterator<Item = String>,
+) -> fmt::Result {
+    if count == 0 {
+        return Ok(());
+    }
+    let shown: Vec<_> = all.take(NAMES).collect();
+    write!(f, "{label:<15}{}", shown.join(", "))?;
+    match count.saturating_sub(shown.len() as u64) {
+        0 => writeln!(f),
+        more => writeln!(f, " and {more} more"),
+    }
+}
