@@ -154,9 +154,11 @@ pub struct Entry {
 /// # Errors
 /// [`Error::Database`] if it could not be written: then the operation must not go on.
 pub async fn record(executor: impl PgExecutor<'_>, actor: &Actor, record: &Record<'_>) -> Result<i64, Error> {
-    let decision = record.decision.map(serde_json::to_value).transpose().map_err(|e| {
-        Error::Database(sqlx::Error::Encode(Box::new(e)))
-    })?;
+    let decision = record
+        .decision
+        .map(serde_json::to_value)
+        .transpose()
+        .map_err(|e| Error::Database(sqlx::Error::Encode(Box::new(e))))?;
     let audit_id = sqlx::query_scalar!(
         r#"
         insert into authz.audit_log

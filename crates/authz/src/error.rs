@@ -28,7 +28,9 @@ pub enum Error {
     #[error("a group named `{0}` exists already; choose another name or use the existing group")]
     GroupExists(GroupName),
     /// The directory's row, not ours.
-    #[error("`{name}` belongs to directory `{directory}`; change it there, the next run of dir-sync brings it here")]
+    #[error(
+        "`{name}` belongs to directory `{directory}`; change it there, the next run of dir-sync brings it here"
+    )]
     OwnedByDirectory {
         /// The user or group.
         name: String,
@@ -36,7 +38,9 @@ pub enum Error {
         directory: String,
     },
     /// A group would contain itself.
-    #[error("group `{child}` already contains `{parent}`, so it cannot become a member of it; remove the other edge first")]
+    #[error(
+        "group `{child}` already contains `{parent}`, so it cannot become a member of it; remove the other edge first"
+    )]
     Cycle {
         /// The group that was to contain the other.
         parent: GroupName,
@@ -55,7 +59,9 @@ pub enum Error {
         pattern: ActionPattern,
     },
     /// A sync of a directory whose source now shows another organisation.
-    #[error("directory `{directory}` mirrors organisation `{known}`, but the source shows `{found}`; use another --directory name, or the right credentials")]
+    #[error(
+        "directory `{directory}` mirrors organisation `{known}`, but the source shows `{found}`; use another --directory name, or the right credentials"
+    )]
     OtherCustomer {
         /// The directory.
         directory: DirectoryName,
@@ -79,7 +85,9 @@ pub enum Error {
         run_id: i64,
     },
     /// The staging area is not what was staged: the database server crashed meanwhile, or another run cleared it.
-    #[error("run {run_id} lost what it had staged (did the database server restart?) and changed nothing; run again")]
+    #[error(
+        "run {run_id} lost what it had staged (did the database server restart?) and changed nothing; run again"
+    )]
     StagingLost {
         /// The run.
         run_id: i64,
@@ -88,13 +96,17 @@ pub enum Error {
     #[error("`local` is what is kept by hand and has no source; give the directory another name")]
     LocalDirectory,
     /// The tables are missing.
-    #[error("the database has no authz tables (or an older version of them); run `dir-sync migrate` or call `authz::migrate`")]
+    #[error(
+        "the database has no authz tables (or an older version of them); run `dir-sync migrate` or call `authz::migrate`"
+    )]
     NotMigrated(#[source] sqlx::Error),
     /// The migrations failed.
     #[error("the authz tables could not be brought up to date")]
     Migrate(#[from] sqlx::migrate::MigrateError),
     /// The database holds something that this version does not understand.
-    #[error("the database holds {what} that this version of authz does not understand; use the version that wrote it, or newer")]
+    #[error(
+        "the database holds {what} that this version of authz does not understand; use the version that wrote it, or newer"
+    )]
     Unreadable {
         /// What was found.
         what: String,

@@ -187,7 +187,10 @@ pub async fn of_user(executor: impl PgExecutor<'_>, holder: &UserName) -> Result
 ///
 /// # Errors
 /// [`Error::Database`] if the database does not answer.
-pub async fn of_group(executor: impl PgExecutor<'_>, holder: &GroupName) -> Result<Vec<StandingGrant>, Error> {
+pub async fn of_group(
+    executor: impl PgExecutor<'_>,
+    holder: &GroupName,
+) -> Result<Vec<StandingGrant>, Error> {
     let rows = sqlx::query_as!(
         GrantRow,
         r#"

@@ -113,7 +113,9 @@ pub async fn delete<'c>(
     let mut tx = audit::begin(connection, actor).await?;
     let group_id = local_id(&mut tx, name).await?;
     sqlx::query!("delete from authz.group_actions where group_id = $1", group_id).execute(&mut *tx).await?;
-    sqlx::query!("delete from authz.group_groups where child_group_id = $1", group_id).execute(&mut *tx).await?;
+    sqlx::query!("delete from authz.group_groups where child_group_id = $1", group_id)
+        .execute(&mut *tx)
+        .await?;
     sqlx::query!("update authz.groups set status = 'deleted' where group_id = $1", group_id)
         .execute(&mut *tx)
         .await?;

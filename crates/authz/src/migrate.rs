@@ -26,9 +26,9 @@ pub async fn migrate(pool: &PgPool) -> Result<(), Error> {
 pub fn schema_fingerprint() -> String {
     let last = MIGRATOR.iter().last().map_or(0, |m| m.version);
     // FNV-1a over the checksums: a name, not a security measure.
-    let hash = MIGRATOR
-        .iter()
-        .flat_map(|m| m.checksum.iter())
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash =
+        MIGRATOR.iter().flat_map(|m| m.checksum.iter()).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
     format!("authz_{last}_{hash:016x}")
 }

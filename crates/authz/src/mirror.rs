@@ -7,7 +7,10 @@
 mod apply;
 mod lease;
 mod plan;
+mod plan_groups;
 mod plan_memberships;
+mod plan_summary;
+mod plan_users;
 mod report;
 mod stage;
 

@@ -39,19 +39,25 @@ pub enum NameError {
         text: String,
     },
     /// Not a directory name.
-    #[error("`{text}` is not a directory name; use lower-case letters, digits, `.`, `_` and `-`, at most 63, a letter or digit first")]
+    #[error(
+        "`{text}` is not a directory name; use lower-case letters, digits, `.`, `_` and `-`, at most 63, a letter or digit first"
+    )]
     Directory {
         /// The text.
         text: String,
     },
     /// Not an action name.
-    #[error("`{text}` is not an action name; use dot-separated segments of lower-case letters, digits, `_` and `-`, such as `workers.scale`")]
+    #[error(
+        "`{text}` is not an action name; use dot-separated segments of lower-case letters, digits, `_` and `-`, such as `workers.scale`"
+    )]
     Action {
         /// The text.
         text: String,
     },
     /// Neither an action name nor a pattern.
-    #[error("`{text}` cannot be granted; name an action such as `workers.scale`, all below one with `workers.*`, or everything with `*`")]
+    #[error(
+        "`{text}` cannot be granted; name an action such as `workers.scale`, all below one with `workers.*`, or everything with `*`"
+    )]
     Pattern {
         /// The text.
         text: String,
@@ -240,7 +246,9 @@ impl ActionName {
     #[expect(clippy::panic, reason = "in a constant this is a compile error, which is the point")]
     pub const fn constant(text: &'static str) -> Self {
         if !is_action(text.as_bytes()) || text.len() > MAX_ACTION_BYTES {
-            panic!("not an action name: use dot-separated segments of lower-case letters, digits, `_` and `-`");
+            panic!(
+                "not an action name: use dot-separated segments of lower-case letters, digits, `_` and `-`"
+            );
         }
         Self(Cow::Borrowed(text))
     }

@@ -139,7 +139,9 @@ pub async fn delete<'c>(
     let user_id = local_id(&mut tx, name).await?;
     sqlx::query!("delete from authz.group_users where user_id = $1", user_id).execute(&mut *tx).await?;
     sqlx::query!("delete from authz.user_actions where user_id = $1", user_id).execute(&mut *tx).await?;
-    sqlx::query!("update authz.users set status = 'deleted' where user_id = $1", user_id).execute(&mut *tx).await?;
+    sqlx::query!("update authz.users set status = 'deleted' where user_id = $1", user_id)
+        .execute(&mut *tx)
+        .await?;
     revision::commit(tx).await
 }
 

@@ -76,22 +76,26 @@ impl World {
     }
 
     async fn store(&self, pool: &PgPool) {
-        sqlx::query("insert into authz.directories (directory_id, directory_name) values (1, 'one'), (2, 'two')")
-            .execute(pool)
-            .await
-            .unwrap();
+        sqlx::query(
+            "insert into authz.directories (directory_id, directory_name) values (1, 'one'), (2, 'two')",
+        )
+        .execute(pool)
+        .await
+        .unwrap();
         for action in &ACTIONS[..6] {
             sqlx::query("insert into authz.actions values ($1)").bind(action).execute(pool).await.unwrap();
         }
         for (user, (status, directory)) in &self.users {
-            sqlx::query("insert into authz.users (user_id, user_name, status, directory_id) values ($1, $2, $3, $4)")
-                .bind(id(*user))
-                .bind(format!("u{user}"))
-                .bind(status)
-                .bind(directory)
-                .execute(pool)
-                .await
-                .unwrap();
+            sqlx::query(
+                "insert into authz.users (user_id, user_name, status, directory_id) values ($1, $2, $3, $4)",
+            )
+            .bind(id(*user))
+            .bind(format!("u{user}"))
+            .bind(status)
+            .bind(directory)
+            .execute(pool)
+            .await
+            .unwrap();
         }
         for (group, status) in &self.groups {
             sqlx::query("insert into authz.groups (group_id, group_name, status) values ($1, $2, $3)")
@@ -103,17 +107,35 @@ impl World {
                 .unwrap();
         }
         for (group, user) in &self.members {
-            insert(pool, "insert into authz.group_users (group_id, user_id) values ($1, $2)", *group, id(*user)).await;
+            insert(
+                pool,
+                "insert into authz.group_users (group_id, user_id) values ($1, $2)",
+                *group,
+                id(*user),
+            )
+            .await;
         }
         for (parent, child) in &self.edges {
             insert(pool, "insert into authz.group_groups values ($1, $2)", *parent, id(*child)).await;
         }
         for (group, directory) in &self.everyone {
-            insert(pool, "insert into authz.group_directories values ($1, $2)", *group, i64::from(*directory)).await;
+            insert(
+                pool,
+                "insert into authz.group_directories values ($1, $2)",
+                *group,
+                i64::from(*directory),
+            )
+            .await;
         }
         for (sql, grants) in [
-            ("insert into authz.user_actions (user_id, action_name, expires_at) values ($1, $2, now() + $3)", &self.user_grants),
-            ("insert into authz.group_actions (group_id, action_name, expires_at) values ($1, $2, now() + $3)", &self.group_grants),
+            (
+                "insert into authz.user_actions (user_id, action_name, expires_at) values ($1, $2, now() + $3)",
+                &self.user_grants,
+            ),
+            (
+                "insert into authz.group_actions (group_id, action_name, expires_at) values ($1, $2, now() + $3)",
+                &self.group_grants,
+            ),
         ] {
             for ((holder, pattern), ended) in grants {
                 let interval = if *ended { "-1 second" } else { "1 hour" };
@@ -131,8 +153,12 @@ impl World {
     fn above(&self, group: usize) -> BTreeSet<usize> {
         let mut seen = BTreeSet::from([group]);
         loop {
-            let more: BTreeSet<_> =
-                self.edges.iter().filter(|(p, c)| seen.contains(c) && !seen.contains(p)).map(|e| e.0).collect();
+            let more: BTreeSet<_> = self
+                .edges
+                .iter()
+                .filter(|(p, c)| seen.contains(c) && !seen.contains(p))
+                .map(|e| e.0)
+                .collect();
             if more.is_empty() {
                 return seen;
             }

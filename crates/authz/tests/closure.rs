@@ -28,7 +28,10 @@ async fn expected(pool: &PgPool) -> Closure {
     let groups: Vec<i64> =
         sqlx::query_scalar("select group_id from authz.groups").fetch_all(pool).await.unwrap();
     let edges: Vec<(i64, i64)> =
-        sqlx::query_as("select child_group_id, parent_group_id from authz.group_groups").fetch_all(pool).await.unwrap();
+        sqlx::query_as("select child_group_id, parent_group_id from authz.group_groups")
+            .fetch_all(pool)
+            .await
+            .unwrap();
     let mut closure: Closure = edges.into_iter().map(|edge| (edge, 1)).collect();
     closure.extend(groups.iter().map(|group| ((*group, *group), 0)));
     for via in &groups {
@@ -46,11 +49,13 @@ async fn expected(pool: &PgPool) -> Closure {
 }
 
 async fn groups(pool: &PgPool, count: i64) {
-    sqlx::query("insert into authz.groups (group_id, group_name) select n, 'g' || n from generate_series(1, $1) n")
-        .bind(count)
-        .execute(pool)
-        .await
-        .unwrap();
+    sqlx::query(
+        "insert into authz.groups (group_id, group_name) select n, 'g' || n from generate_series(1, $1) n",
+    )
+    .bind(count)
+    .execute(pool)
+    .await
+    .unwrap();
 }
 
 #[tokio::test]

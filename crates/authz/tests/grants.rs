@@ -10,9 +10,13 @@ use support::{action as a, admin, group as g, pattern as p, user as u};
 
 async fn world() -> (testdb::Database, PgPool) {
     let (database, pool) = support::database().await;
-    action::register(&pool, &[(a("workers.scale"), "Set the number of workers"), (a("tasks.run"), "")], &admin())
-        .await
-        .unwrap();
+    action::register(
+        &pool,
+        &[(a("workers.scale"), "Set the number of workers"), (a("tasks.run"), "")],
+        &admin(),
+    )
+    .await
+    .unwrap();
     user::create(&pool, &u("ada@example.com"), "Ada", &admin()).await.unwrap();
     group::create(&pool, &g("ops@example.com"), "", &admin()).await.unwrap();
     (database, pool)
@@ -29,10 +33,12 @@ async fn clock(pool: &PgPool) -> DateTime<Utc> {
 #[tokio::test]
 async fn grant_to_a_user_allows_until_it_is_revoked() {
     let (_database, pool) = world().await;
-    let first = grant::to_user(&pool, &u("ada@example.com"), &Grant::new(a("tasks.run"), "on call"), &admin()).await;
+    let first =
+        grant::to_user(&pool, &u("ada@example.com"), &Grant::new(a("tasks.run"), "on call"), &admin()).await;
     assert!(may(&pool, "tasks.run").await);
     assert!(!may(&pool, "workers.scale").await);
-    let second = grant::revoke_from_user(&pool, &u("ada@example.com"), &p("tasks.run"), &admin()).await.unwrap();
+    let second =
+        grant::revoke_from_user(&pool, &u("ada@example.com"), &p("tasks.run"), &admin()).await.unwrap();
     assert!(!may(&pool, "tasks.run").await);
     assert!(second > first.unwrap(), "each change has a revision of its own");
     let again = grant::revoke_from_user(&pool, &u("ada@example.com"), &p("tasks.run"), &admin()).await;
@@ -62,7 +68,9 @@ async fn grants_are_judged_at_the_moment_of_the_check_even_in_a_long_transaction
     let mut tx = pool.begin().await.unwrap();
     sqlx::query("select 1").execute(&mut *tx).await.unwrap();
     let ends = clock(&pool).await + TimeDelta::milliseconds(50);
-    grant::to_user(&mut *tx, &u("ada@example.com"), &Grant::new(p("*"), "").until(ends), &admin()).await.unwrap();
+    grant::to_user(&mut *tx, &u("ada@example.com"), &Grant::new(p("*"), "").until(ends), &admin())
+        .await
+        .unwrap();
     sqlx::query("select pg_sleep(0.1)").execute(&mut *tx).await.unwrap(); // the database's own clock moves on
     let decision = authz::check(&mut *tx, &u("ada@example.com"), &a("tasks.run")).await.unwrap();
     assert!(!decision.is_allow(), "{decision}");
@@ -109,7 +117,9 @@ async fn an_action_in_use_cannot_be_unregistered() {
 async fn a_new_user_of_an_old_name_starts_with_nothing() {
     let (_database, pool) = world().await;
     grant::to_user(&pool, &u("ada@example.com"), &Grant::new(p("*"), ""), &admin()).await.unwrap();
-    group::add_user(&pool, &g("ops@example.com"), &u("ada@example.com"), group::Role::Member, &admin()).await.unwrap();
+    group::add_user(&pool, &g("ops@example.com"), &u("ada@example.com"), group::Role::Member, &admin())
+        .await
+        .unwrap();
     grant::to_group(&pool, &g("ops@example.com"), &Grant::new(p("*"), ""), &admin()).await.unwrap();
     user::delete(&pool, &u("ada@example.com"), &admin()).await.unwrap();
     assert!(!may(&pool, "tasks.run").await);
@@ -122,7 +132,9 @@ async fn a_new_user_of_an_old_name_starts_with_nothing() {
 #[tokio::test]
 async fn a_deleted_local_group_grants_nothing_and_a_new_one_of_its_name_neither() {
     let (_database, pool) = world().await;
-    group::add_user(&pool, &g("ops@example.com"), &u("ada@example.com"), group::Role::Owner, &admin()).await.unwrap();
+    group::add_user(&pool, &g("ops@example.com"), &u("ada@example.com"), group::Role::Owner, &admin())
+        .await
+        .unwrap();
     grant::to_group(&pool, &g("ops@example.com"), &Grant::new(p("*"), ""), &admin()).await.unwrap();
     assert!(may(&pool, "tasks.run").await);
     group::delete(&pool, &g("ops@example.com"), &admin()).await.unwrap();
@@ -153,7 +165,8 @@ async fn rows_of_a_directory_are_not_changed_by_hand() {
     .await
     .unwrap();
     let refused = [
-        group::add_user(&pool, &g("all@corp.example"), &u("ada@example.com"), group::Role::Member, &admin()).await,
+        group::add_user(&pool, &g("all@corp.example"), &u("ada@example.com"), group::Role::Member, &admin())
+            .await,
         group::delete(&pool, &g("all@corp.example"), &admin()).await,
         group::add_group(&pool, &g("all@corp.example"), &g("ops@example.com"), &admin()).await,
         user::delete(&pool, &u("bob@corp.example"), &admin()).await,
@@ -163,7 +176,9 @@ async fn rows_of_a_directory_are_not_changed_by_hand() {
         assert!(matches!(error, Err(Error::OwnedByDirectory { .. })), "{error:?}");
     }
     // The other way round is what local groups are for.
-    group::add_user(&pool, &g("ops@example.com"), &u("bob@corp.example"), group::Role::Member, &admin()).await.unwrap();
+    group::add_user(&pool, &g("ops@example.com"), &u("bob@corp.example"), group::Role::Member, &admin())
+        .await
+        .unwrap();
     group::add_group(&pool, &g("ops@example.com"), &g("all@corp.example"), &admin()).await.unwrap();
 }
 
@@ -213,7 +228,8 @@ async fn permission_change_and_record_commit_or_roll_back_together() {
 async fn a_failed_write_leaves_the_callers_transaction_usable() {
     let (_database, pool) = world().await;
     let mut tx = pool.begin().await.unwrap();
-    let failed = grant::to_user(&mut *tx, &u("ada@example.com"), &Grant::new(a("tasks.walk"), ""), &admin()).await;
+    let failed =
+        grant::to_user(&mut *tx, &u("ada@example.com"), &Grant::new(a("tasks.walk"), ""), &admin()).await;
     assert!(matches!(failed, Err(Error::UnknownAction(_))), "{failed:?}");
     grant::to_user(&mut *tx, &u("ada@example.com"), &Grant::new(a("tasks.run"), ""), &admin()).await.unwrap();
     tx.commit().await.unwrap();

@@ -28,9 +28,18 @@ async fn names_are_canonical_and_unique_among_rows_that_are_not_deleted() {
         ("insert into authz.users (user_name) values ('a'), ('a')", "user_name_is_unique"),
         ("insert into authz.groups (group_name) values ('a'), ('a')", "group_name_is_unique"),
         ("insert into authz.users (user_name, status) values ('a', 'gone')", "user_status_is_known"),
-        ("insert into authz.users (user_name, status) values ('a', 'external')", "external_user_has_no_directory"),
-        ("insert into authz.users (user_name, directory_id) values ('a', null)", "external_user_has_no_directory"),
-        ("insert into authz.users (user_name, external_id) values ('a', '1'), ('b', '1')", "user_external_id_is_unique"),
+        (
+            "insert into authz.users (user_name, status) values ('a', 'external')",
+            "external_user_has_no_directory",
+        ),
+        (
+            "insert into authz.users (user_name, directory_id) values ('a', null)",
+            "external_user_has_no_directory",
+        ),
+        (
+            "insert into authz.users (user_name, external_id) values ('a', '1'), ('b', '1')",
+            "user_external_id_is_unique",
+        ),
     ] {
         assert_eq!(violates(&pool, sql).await, constraint, "{sql}");
     }
@@ -43,7 +52,9 @@ async fn names_are_canonical_and_unique_among_rows_that_are_not_deleted() {
 async fn one_statement_may_swap_two_names() {
     let (_database, pool) = support::database().await;
     pool.execute("insert into authz.users (user_name) values ('a'), ('b')").await.unwrap();
-    pool.execute("update authz.users set user_name = case user_name when 'a' then 'b' else 'a' end").await.unwrap();
+    pool.execute("update authz.users set user_name = case user_name when 'a' then 'b' else 'a' end")
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -99,12 +110,13 @@ async fn every_change_that_can_alter_a_decision_raises_the_revision_and_no_other
         pool.execute(sql).await.unwrap();
         let now = revision::current(&pool).await.unwrap();
         assert!(now > last, "{sql}");
-        let noted: i64 = sqlx::query_scalar("select count(*) from authz.changes where revision > $1 and revision <= $2")
-            .bind(last.0)
-            .bind(now.0)
-            .fetch_one(&pool)
-            .await
-            .unwrap();
+        let noted: i64 =
+            sqlx::query_scalar("select count(*) from authz.changes where revision > $1 and revision <= $2")
+                .bind(last.0)
+                .bind(now.0)
+                .fetch_one(&pool)
+                .await
+                .unwrap();
         assert!(noted > 0, "{sql}");
         last = now;
     }
@@ -123,9 +135,13 @@ async fn every_change_that_can_alter_a_decision_raises_the_revision_and_no_other
 #[tokio::test]
 async fn a_very_large_change_is_noted_as_one_reload() {
     let (_database, pool) = support::database().await;
-    pool.execute("insert into authz.users (user_name) select 'u' || n from generate_series(1, 10001) n").await.unwrap();
-    let noted: Vec<(String, i64)> =
-        sqlx::query_as("select kind, count(*) from authz.changes group by kind").fetch_all(&pool).await.unwrap();
+    pool.execute("insert into authz.users (user_name) select 'u' || n from generate_series(1, 10001) n")
+        .await
+        .unwrap();
+    let noted: Vec<(String, i64)> = sqlx::query_as("select kind, count(*) from authz.changes group by kind")
+        .fetch_all(&pool)
+        .await
+        .unwrap();
     assert_eq!(noted, [("reload".to_owned(), 1)]);
 }
 
@@ -163,9 +179,11 @@ async fn changes_by_hand_are_recorded_with_the_database_user() {
     )
     .await
     .unwrap();
-    pool.execute("insert into authz.user_actions (user_id, action_name, granted_by) values (1, '*', 'the boss')")
-        .await
-        .unwrap();
+    pool.execute(
+        "insert into authz.user_actions (user_id, action_name, granted_by) values (1, '*', 'the boss')",
+    )
+    .await
+    .unwrap();
     pool.execute("insert into authz.group_users (group_id, user_id) values (1, 1)").await.unwrap();
     pool.execute("delete from authz.user_actions").await.unwrap();
     let me: String = sqlx::query_scalar("select session_user::text").fetch_one(&pool).await.unwrap();
@@ -198,7 +216,8 @@ async fn changes_by_the_library_are_recorded_with_the_actor() {
     audit::record(&pool, &admin(), &record).await.unwrap();
     grant::revoke_from_user(&pool, &u("ada"), &p("tasks.run"), &admin()).await.unwrap();
     let entries = audit::latest(&pool, 10).await.unwrap();
-    let told: Vec<_> = entries.iter().rev().map(|e| (e.action.as_str(), e.actor.as_str(), e.service.as_str())).collect();
+    let told: Vec<_> =
+        entries.iter().rev().map(|e| (e.action.as_str(), e.actor.as_str(), e.service.as_str())).collect();
     assert_eq!(
         told,
         ["grant.add", "tasks.run", "grant.remove"].map(|action| (action, "admin@example.com", "tests"))
@@ -227,10 +246,13 @@ async fn several_processes_may_migrate_at_once_beside_the_hosts_own_migrations()
     for task in tasks {
         task.await.unwrap().unwrap();
     }
-    let host: i64 = sqlx::query_scalar("select count(*) from public._sqlx_migrations").fetch_one(&pool).await.unwrap();
+    let host: i64 =
+        sqlx::query_scalar("select count(*) from public._sqlx_migrations").fetch_one(&pool).await.unwrap();
     assert_eq!(host, 0);
-    let ours: i64 =
-        sqlx::query_scalar("select count(*) from authz._sqlx_migrations where success").fetch_one(&pool).await.unwrap();
+    let ours: i64 = sqlx::query_scalar("select count(*) from authz._sqlx_migrations where success")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
     assert!(ours >= 6, "{ours}");
     user::create(&pool, &u("ada"), "", &admin()).await.unwrap();
 }

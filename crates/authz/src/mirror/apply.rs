@@ -68,12 +68,7 @@ impl Planned {
     ///
     /// # Errors
     /// [`Error::Database`] if the end of the run could not be recorded.
-    pub async fn discard(
-        self,
-        refusal: Option<&str>,
-        api_calls: u64,
-        actor: &Actor,
-    ) -> Result<Plan, Error> {
+    pub async fn discard(self, refusal: Option<&str>, api_calls: u64, actor: &Actor) -> Result<Plan, Error> {
         let status = if refusal.is_some() { "refused" } else { "planned" };
         let (plan, _) = self.end(status, Outcome::Denied, refusal, api_calls, actor).await?;
         Ok(plan)

@@ -246,12 +246,24 @@ async fn clear_earlier_runs(pool: &PgPool, directory_id: i32, run_id: i64) -> Re
 
 /// Empties the staging areas of runs.
 async fn clear(connection: &mut PgConnection, runs: &[i64]) -> Result<(), Error> {
-    sqlx::query!("delete from authz.sync_stage_users where run_id = any ($1)", runs).execute(&mut *connection).await?;
-    sqlx::query!("delete from authz.sync_stage_groups where run_id = any ($1)", runs).execute(&mut *connection).await?;
-    sqlx::query!("delete from authz.sync_stage_members where run_id = any ($1)", runs).execute(&mut *connection).await?;
-    sqlx::query!("delete from authz.sync_plan_users where run_id = any ($1)", runs).execute(&mut *connection).await?;
-    sqlx::query!("delete from authz.sync_plan_groups where run_id = any ($1)", runs).execute(&mut *connection).await?;
-    sqlx::query!("delete from authz.sync_plan_members where run_id = any ($1)", runs).execute(&mut *connection).await?;
+    sqlx::query!("delete from authz.sync_stage_users where run_id = any ($1)", runs)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query!("delete from authz.sync_stage_groups where run_id = any ($1)", runs)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query!("delete from authz.sync_stage_members where run_id = any ($1)", runs)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query!("delete from authz.sync_plan_users where run_id = any ($1)", runs)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query!("delete from authz.sync_plan_groups where run_id = any ($1)", runs)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query!("delete from authz.sync_plan_members where run_id = any ($1)", runs)
+        .execute(&mut *connection)
+        .await?;
     sqlx::query!("delete from authz.sync_plan_conflicts where run_id = any ($1)", runs)
         .execute(&mut *connection)
         .await?;

@@ -113,7 +113,11 @@ impl Run {
     ///
     /// # Errors
     /// [`Error::Database`] if the database does not answer.
-    pub async fn stage_members(&self, group_external_id: &str, members: &[StagedMember]) -> Result<(), Error> {
+    pub async fn stage_members(
+        &self,
+        group_external_id: &str,
+        members: &[StagedMember],
+    ) -> Result<(), Error> {
         let mut kinds = Vec::with_capacity(members.len());
         let mut ids = Vec::with_capacity(members.len());
         let mut names = Vec::with_capacity(members.len());
@@ -155,7 +159,9 @@ impl Run {
     /// # Errors
     /// [`Error::Database`] if the database does not answer.
     pub async fn restart_users(&self) -> Result<(), Error> {
-        sqlx::query!("delete from authz.sync_stage_users where run_id = $1", self.run_id).execute(&self.pool).await?;
+        sqlx::query!("delete from authz.sync_stage_users where run_id = $1", self.run_id)
+            .execute(&self.pool)
+            .await?;
         self.staged.users.store(0, Ordering::Relaxed);
         Ok(())
     }
@@ -165,7 +171,9 @@ impl Run {
     /// # Errors
     /// [`Error::Database`] if the database does not answer.
     pub async fn restart_groups(&self) -> Result<(), Error> {
-        sqlx::query!("delete from authz.sync_stage_groups where run_id = $1", self.run_id).execute(&self.pool).await?;
+        sqlx::query!("delete from authz.sync_stage_groups where run_id = $1", self.run_id)
+            .execute(&self.pool)
+            .await?;
         self.staged.groups.store(0, Ordering::Relaxed);
         Ok(())
     }

@@ -1,0 +1,227 @@
+//! The plan read back: counts, hash, and the rows that people are shown.
+
+use sqlx::PgConnection;
+
+use super::Run;
+use super::report::{
+    Change, Conflict, Counts, GroupChange, MembershipChange, Plan, SHOWN, Tally, Totals, UserChange,
+};
+use crate::error::Error;
+
+impl Run {
+    pub(super) async fn read_plan(&self, tx: &mut PgConnection, listed: Totals) -> Result<Plan, Error> {
+        let totals = sqlx::query!(
+            r#"
+            select
+                (select count(*) filter (where op = 'add') from authz.sync_plan_users where run_id = $1) as "users_added!",
+                (select count(*) filter (where op = 'remove') from authz.sync_plan_users where run_id = $1) as "users_removed!",
+                (select count(*) filter (where op = 'change') from authz.sync_plan_users where run_id = $1) as "users_changed!",
+                (select count(*) filter (where op = 'change' and old_status <> 'suspended' and new_status = 'suspended')
+                 from authz.sync_plan_users where run_id = $1) as "newly_suspended!",
+                (select count(*) filter (where op = 'add') from authz.sync_plan_groups where run_id = $1) as "groups_added!",
+                (select count(*) filter (where op = 'remove') from authz.sync_plan_groups where run_id = $1) as "groups_removed!",
+                (select count(*) filter (where op = 'change') from authz.sync_plan_groups where run_id = $1) as "groups_changed!",
+                (select count(*) filter (where op = 'add') from authz.sync_plan_members where run_id = $1) as "memberships_added!",
+                (select count(*) filter (where op = 'remove') from authz.sync_plan_members where run_id = $1) as "memberships_removed!",
+                (select count(*) filter (where op = 'change') from authz.sync_plan_members where run_id = $1) as "memberships_changed!",
+                (select count(*) from authz.users where directory_id = $2 and status <> 'deleted') as "users!",
+                (select count(*) from authz.groups where directory_id = $2 and status <> 'deleted') as "groups!",
+                (select count(*) from authz.groups g join authz.group_users m on m.group_id = g.group_id where g.directory_id = $2)
+                    + (select count(*) from authz.groups g join authz.group_groups m on m.parent_group_id = g.group_id where g.directory_id = $2)
+                    + (select count(*) from authz.groups g join authz.group_directories m on m.group_id = g.group_id where g.directory_id = $2)
+                    as "memberships!",
+                (select count(distinct m.member_external_id) from authz.sync_stage_members m
+                 where m.run_id = $1 and m.kind = 'user'
+                   and not exists (select from authz.sync_stage_users s where s.run_id = $1 and s.external_id = m.member_external_id))
+                    as "external_users!",
+                (select count(distinct m.member_external_id) from authz.sync_stage_members m
+                 where m.run_id = $1 and m.kind = 'group'
+                   and not exists (select from authz.sync_stage_groups s where s.run_id = $1 and s.external_id = m.member_external_id))
+                    as "external_groups!"
+            "#,
+            self.run_id,
+            self.directory_id,
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        let tally = |added, removed, changed| Tally {
+            added: count(added),
+            removed: count(removed),
+            changed: count(changed),
+        };
+        Ok(Plan {
+            hash: self.hash(&mut *tx).await?,
+            counts: Counts {
+                users: tally(totals.users_added, totals.users_removed, totals.users_changed),
+                groups: tally(totals.groups_added, totals.groups_removed, totals.groups_changed),
+                memberships: tally(
+                    totals.memberships_added,
+                    totals.memberships_removed,
+                    totals.memberships_changed,
+                ),
+            },
+            before: Totals {
+                users: count(totals.users),
+                groups: count(totals.groups),
+                memberships: count(totals.memberships),
+            },
+            listed,
+            newly_suspended: count(totals.newly_suspended),
+            external_users: count(totals.external_users),
+            external_groups: count(totals.external_groups),
+            incomplete_groups: self.incomplete_groups(&mut *tx).await?,
+            users: self.user_changes(&mut *tx).await?,
+            groups: self.group_changes(&mut *tx).await?,
+            memberships: self.membership_changes(&mut *tx).await?,
+            conflicts: self.conflicts(&mut *tx).await?,
+        })
+    }
+
+    /// Over every planned row, by the directory's ids: the same mirror and the same listing give the same hash.
+    async fn hash(&self, tx: &mut PgConnection) -> Result<String, Error> {
+        let hash = sqlx::query_scalar!(
+            r#"
+            select left(encode(sha256(convert_to($2 || coalesce(string_agg(line, E'\n' order by line collate "C"), ''), 'UTF8')), 'hex'), 16) as "hash!"
+            from (
+                select jsonb_build_array('user', external_id, op, old_name, new_name, old_display_name, new_display_name,
+                                         old_status, new_status, new_directory_id is null)::text as line
+                from authz.sync_plan_users where run_id = $1
+                union all
+                select jsonb_build_array('group', external_id, op, old_name, new_name, old_display_name, new_display_name,
+                                         old_description, new_description)::text
+                from authz.sync_plan_groups where run_id = $1
+                union all
+                select jsonb_build_array('member', group_external_id, kind, member_external_id, op, role)::text
+                from authz.sync_plan_members where run_id = $1
+            ) changes
+            "#,
+            self.run_id,
+            self.directory.as_str(),
+        )
+        .fetch_one(tx)
+        .await?;
+        Ok(hash)
+    }
+
+    async fn incomplete_groups(&self, tx: &mut PgConnection) -> Result<Vec<String>, Error> {
+        Ok(sqlx::query_scalar!(
+            r#"select coalesce(group_name, external_id) as "name!" from authz.sync_stage_groups where run_id = $1 and not members_complete order by 1"#,
+            self.run_id,
+        )
+        .fetch_all(tx)
+        .await?)
+    }
+
+    async fn user_changes(&self, tx: &mut PgConnection) -> Result<Vec<UserChange>, Error> {
+        let rows = sqlx::query!(
+            r#"
+            select op, external_id, old_name, new_name, old_status, new_status
+            from authz.sync_plan_users where run_id = $1
+            order by op desc, coalesce(old_name, new_name), external_id
+            limit $2
+            "#,
+            self.run_id,
+            SHOWN,
+        )
+        .fetch_all(tx)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| UserChange {
+                change: Change::parse(&row.op),
+                external_id: row.external_id,
+                old_name: row.old_name,
+                new_name: row.new_name,
+                old_status: row.old_status,
+                new_status: row.new_status,
+            })
+            .collect())
+    }
+
+    async fn group_changes(&self, tx: &mut PgConnection) -> Result<Vec<GroupChange>, Error> {
+        let rows = sqlx::query!(
+            r#"
+            select op, external_id, old_name, new_name
+            from authz.sync_plan_groups where run_id = $1
+            order by op desc, coalesce(old_name, new_name), external_id
+            limit $2
+            "#,
+            self.run_id,
+            SHOWN,
+        )
+        .fetch_all(tx)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| GroupChange {
+                change: Change::parse(&row.op),
+                external_id: row.external_id,
+                old_name: row.old_name,
+                new_name: row.new_name,
+            })
+            .collect())
+    }
+
+    async fn membership_changes(&self, tx: &mut PgConnection) -> Result<Vec<MembershipChange>, Error> {
+        let rows = sqlx::query!(
+            r#"
+            select coalesce(max(g.group_name), max(s.group_name), p.group_external_id) as "group!",
+                   count(*) filter (where p.op = 'add') as "added!",
+                   count(*) filter (where p.op = 'remove') as "removed!",
+                   count(*) filter (where p.op = 'change') as "changed!",
+                   (select count(*) from authz.group_users m where m.group_id = max(g.group_id))
+                   + (select count(*) from authz.group_groups m where m.parent_group_id = max(g.group_id))
+                   + (select count(*) from authz.group_directories m where m.group_id = max(g.group_id)) as "before!"
+            from authz.sync_plan_members p
+            left join authz.groups g on g.group_id = p.group_id
+            left join authz.sync_stage_groups s on s.run_id = $1 and s.external_id = p.group_external_id
+            where p.run_id = $1
+            group by p.group_external_id
+            order by count(*) filter (where p.op = 'remove') desc, count(*) desc, 1
+            limit $2
+            "#,
+            self.run_id,
+            SHOWN,
+        )
+        .fetch_all(tx)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| MembershipChange {
+                group: row.group,
+                before: count(row.before),
+                tally: Tally {
+                    added: count(row.added),
+                    removed: count(row.removed),
+                    changed: count(row.changed),
+                },
+            })
+            .collect())
+    }
+
+    async fn conflicts(&self, tx: &mut PgConnection) -> Result<Vec<Conflict>, Error> {
+        let rows = sqlx::query!(
+            r#"
+            select kind, external_id, name, reason
+            from authz.sync_plan_conflicts where run_id = $1
+            order by kind, name, external_id
+            "#,
+            self.run_id,
+        )
+        .fetch_all(tx)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Conflict {
+                kind: row.kind,
+                external_id: row.external_id,
+                name: row.name,
+                reason: row.reason,
+            })
+            .collect())
+    }
+}
+
+pub(super) fn count(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or_default()
+}
