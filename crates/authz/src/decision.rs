@@ -139,7 +139,7 @@ pub enum DenyReason {
 impl fmt::Display for DenyReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownUser => f.write_str("the user is not known"),
+            Self::UnknownUser => f.write_str("the user is not known, or was deleted"),
             Self::Suspended => f.write_str("the user is suspended"),
             Self::UnknownAction => f.write_str("the action is not registered"),
             Self::Expired(grant) => write!(f, "{grant}, but that has ended"),

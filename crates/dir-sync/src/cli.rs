@@ -104,7 +104,12 @@ pub struct Google {
     #[arg(long, env = "DIR_SYNC_GOOGLE_CUSTOMER", value_name = "ID", default_value = "my_customer")]
     pub google_customer: String,
     /// Another base address of the API, for tests and proxies.
-    #[arg(long, env = "DIR_SYNC_GOOGLE_URL", value_name = "URL", default_value = "https://admin.googleapis.com/")]
+    #[arg(
+        long,
+        env = "DIR_SYNC_GOOGLE_URL",
+        value_name = "URL",
+        default_value = "https://admin.googleapis.com/"
+    )]
     pub google_url: String,
     /// The quota: calls per minute, 0 for no limit.
     #[arg(long, env = "DIR_SYNC_GOOGLE_QUOTA", value_name = "N", default_value_t = 2400)]
@@ -185,13 +190,17 @@ impl Database {
         let options = PgConnectOptions::from_str(&self.database_url)
             .map_err(StartError::DatabaseUrl)?
             .application_name("dir-sync");
-        let place = options
-            .get_socket()
-            .map_or_else(|| format!("{}:{}", options.get_host(), options.get_port()), |s| s.display().to_string());
+        let place = options.get_socket().map_or_else(
+            || format!("{}:{}", options.get_host(), options.get_port()),
+            |s| s.display().to_string(),
+        );
         // One attempt of our own first: the pool would try until its time is up, and then say only that.
         let attempt = tokio::time::timeout(CONNECT_WITHIN, PgConnection::connect_with(&options)).await;
         let first = attempt.unwrap_or_else(|_| {
-            Err(sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in ten seconds")))
+            Err(sqlx::Error::Io(std::io::Error::new(
+                std::io::ErrorKind::TimedOut,
+                "no answer in ten seconds",
+            )))
         });
         match first {
             Ok(connection) => drop(connection.close().await),

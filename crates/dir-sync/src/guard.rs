@@ -45,7 +45,9 @@ impl fmt::Display for Limit {
 
 /// Why a text is not a limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a limit; write a share and a number such as `10%,3`: at most a tenth, or three, whichever is more")]
+#[error(
+    "`{0}` is not a limit; write a share and a number such as `10%,3`: at most a tenth, or three, whichever is more"
+)]
 pub struct LimitError(String);
 
 impl FromStr for Limit {
@@ -131,7 +133,10 @@ impl fmt::Display for Violation {
                 write!(f, "the source lists no {kind} at all, while the mirror has {there}")
             }
             Self::TooMany { kind: Kind::Users, going, there, limit } => {
-                write!(f, "{going} of {there} users would be removed or suspended, at most {limit} may at once")
+                write!(
+                    f,
+                    "{going} of {there} users would be removed or suspended, at most {limit} may at once"
+                )
             }
             Self::TooMany { kind, going, there, limit } => {
                 write!(f, "{going} of {there} {kind} would be removed, at most {limit} may at once")

@@ -25,4 +25,4 @@ pub mod run;
 
 pub use plan::Summary;
 pub use report::{Report, Status};
-pub use run::{Options, Sync};
+pub use run::{DirectorySync, Options};

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use dir_sync::Sync;
+use dir_sync::DirectorySync;
 use dir_sync::cli::{Cli, Command, Job, Output, StartError};
 use dir_sync::source::error_chain;
 use tracing_subscriber::EnvFilter;
@@ -39,10 +39,10 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn start(job: &Job) -> Result<Sync, StartError> {
+async fn start(job: &Job) -> Result<DirectorySync, StartError> {
     let pool = job.database.connect().await?;
     let source = job.open_source().await?;
-    Ok(Sync::new(pool, job.directory.clone(), source).options(job.options()))
+    Ok(DirectorySync::new(pool, job.directory.clone(), source).options(job.options()))
 }
 
 fn ended(report: &dir_sync::Report, output: Output) -> ExitCode {

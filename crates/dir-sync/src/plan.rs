@@ -4,8 +4,10 @@ use std::fmt;
 
 use authz::mirror::{Change, Plan, Tally};
 
-/// Names shown per line before "and n more".
-const NAMES: usize = 4;
+/// Bytes of names in a line, unless the first one is longer.
+const LINE: usize = 80;
+/// Conflicts shown before "and n more".
+const CONFLICTS: usize = 4;
 
 /// Displays a plan in at most a dozen lines: counts in a table, then who goes, comes, is renamed or suspended.
 #[derive(Debug)]
@@ -24,14 +26,24 @@ impl fmt::Display for Summary<'_> {
             writeln!(f, "{kind:<13}{now:>9}{added:>9}{removed:>9}{changed:>9}")?;
         }
         let users = &plan.counts.users;
-        names(f, "users gone", users.removed, plan.users.iter().filter_map(|u| match u.change {
-            Change::Remove => u.old_name.clone(),
-            _ => None,
-        }))?;
-        names(f, "users new", users.added, plan.users.iter().filter_map(|u| match u.change {
-            Change::Add => u.new_name.clone(),
-            _ => None,
-        }))?;
+        names(
+            f,
+            "users gone",
+            users.removed,
+            plan.users.iter().filter_map(|u| match u.change {
+                Change::Remove => u.old_name.clone(),
+                _ => None,
+            }),
+        )?;
+        names(
+            f,
+            "users new",
+            users.added,
+            plan.users.iter().filter_map(|u| match u.change {
+                Change::Add => u.new_name.clone(),
+                _ => None,
+            }),
+        )?;
         let moved: Vec<_> = plan
             .users
             .iter()
@@ -39,16 +51,28 @@ impl fmt::Display for Summary<'_> {
             .filter_map(|u| renamed(u.old_name.as_deref(), u.new_name.as_deref()))
             .collect();
         names(f, "users renamed", moved.len() as u64, moved.into_iter())?;
-        names(f, "suspended", plan.newly_suspended, plan.users.iter().filter_map(|u| {
-            match (u.change, u.old_status.as_deref(), u.new_status.as_deref()) {
-                (Change::Change, Some(old), Some("suspended")) if old != "suspended" => u.new_name.clone(),
+        names(
+            f,
+            "suspended",
+            plan.newly_suspended,
+            plan.users.iter().filter_map(|u| {
+                match (u.change, u.old_status.as_deref(), u.new_status.as_deref()) {
+                    (Change::Change, Some(old), Some("suspended")) if old != "suspended" => {
+                        u.new_name.clone()
+                    }
+                    _ => None,
+                }
+            }),
+        )?;
+        names(
+            f,
+            "groups gone",
+            plan.counts.groups.removed,
+            plan.groups.iter().filter_map(|g| match g.change {
+                Change::Remove => g.old_name.clone(),
                 _ => None,
-            }
-        }))?;
-        names(f, "groups gone", plan.counts.groups.removed, plan.groups.iter().filter_map(|g| match g.change {
-            Change::Remove => g.old_name.clone(),
-            _ => None,
-        }))?;
+            }),
+        )?;
         let moved: Vec<_> = plan
             .groups
             .iter()
@@ -64,11 +88,11 @@ impl fmt::Display for Summary<'_> {
                 "external", plan.external_users, plan.external_groups
             )?;
         }
-        for conflict in plan.conflicts.iter().take(NAMES) {
+        for conflict in plan.conflicts.iter().take(CONFLICTS) {
             writeln!(f, "{:<15}{} `{}`: {}", "conflict", conflict.kind, conflict.name, conflict.reason)?;
         }
-        if plan.conflicts.len() > NAMES {
-            writeln!(f, "{:<15}and {} more", "", plan.conflicts.len() - NAMES)?;
+        if plan.conflicts.len() > CONFLICTS {
+            writeln!(f, "{:<15}and {} more", "", plan.conflicts.len() - CONFLICTS)?;
         }
         Ok(())
     }
@@ -81,6 +105,7 @@ fn renamed(old: Option<&str>, new: Option<&str>) -> Option<String> {
     }
 }
 
+/// As many names as fit into the line, at least one, and how many more there are.
 fn names(
     f: &mut fmt::Formatter<'_>,
     label: &str,
@@ -90,9 +115,17 @@ fn names(
     if count == 0 {
         return Ok(());
     }
-    let shown: Vec<_> = all.take(NAMES).collect();
-    write!(f, "{label:<15}{}", shown.join(", "))?;
-    match count.saturating_sub(shown.len() as u64) {
+    let mut line = String::new();
+    let mut shown = 0;
+    for name in all {
+        if shown > 0 && line.len() + name.len() > LINE {
+            break;
+        }
+        line = if shown == 0 { name } else { format!("{line}, {name}") };
+        shown += 1;
+    }
+    write!(f, "{label:<15}{line}")?;
+    match count.saturating_sub(shown) {
         0 => writeln!(f),
         more => writeln!(f, " and {more} more"),
     }

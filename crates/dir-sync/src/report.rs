@@ -83,7 +83,11 @@ impl fmt::Display for Report {
             writeln!(f, "{:<15}{count} members of type `{kind}` are not mirrored", "unknown type")?;
         }
         if self.foreign_everyone > 0 {
-            writeln!(f, "{:<15}{} groups have everyone of another customer; not mirrored", "foreign", self.foreign_everyone)?;
+            writeln!(
+                f,
+                "{:<15}{} groups have everyone of another customer; not mirrored",
+                "foreign", self.foreign_everyone
+            )?;
         }
         for (group, reason) in &self.incomplete {
             writeln!(f, "{:<15}{group} keeps the members it had: {reason}", "incomplete")?;
@@ -93,7 +97,9 @@ impl fmt::Display for Report {
         let hash = self.plan_hash.as_deref().unwrap_or("none");
         match self.status {
             Status::Applied => writeln!(f, "applied plan {hash} to `{}` ({effort})", self.directory),
-            Status::Unchanged => writeln!(f, "`{}` is up to date, nothing changed ({effort})", self.directory),
+            Status::Unchanged => {
+                writeln!(f, "`{}` is up to date, nothing changed ({effort})", self.directory)
+            }
             Status::Planned => writeln!(f, "planned only, nothing changed; plan {hash} ({effort})"),
             Status::Partial => {
                 writeln!(f, "partly applied plan {hash} to `{}` ({effort})", self.directory)

@@ -21,7 +21,7 @@ const WAITING_PAGES: usize = 32;
 
 /// A sync of one directory from one source.
 #[derive(Clone)]
-pub struct Sync {
+pub struct DirectorySync {
     pool: PgPool,
     directory: DirectoryName,
     source: Arc<dyn Source>,
@@ -58,7 +58,7 @@ impl Default for Options {
     }
 }
 
-impl Sync {
+impl DirectorySync {
     /// A sync of `directory` from `source` into the database of `pool`, which needs at least two connections.
     #[must_use]
     pub fn new(pool: PgPool, directory: DirectoryName, source: Arc<dyn Source>) -> Self {
@@ -186,7 +186,8 @@ impl Sync {
     async fn record_failure(&self, report: &Report) {
         if let (Some(run_id), Some(message)) = (report.run_id, &report.error) {
             let recorded =
-                authz::mirror::record_failure(&self.pool, run_id, message, self.source.calls(), &actor()).await;
+                authz::mirror::record_failure(&self.pool, run_id, message, self.source.calls(), &actor())
+                    .await;
             if let Err(error) = recorded {
                 tracing::warn!(run_id, error = error_chain(&error), "the failure could not be recorded");
             }

@@ -10,7 +10,7 @@ use crate::source::{Group, Member, MemberKind, User};
 
 /// What was met on the way that is not mirrored, for the report.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Met {
+pub(crate) struct Met {
     /// "Everyone of the customer" members of another customer than the directory's.
     pub foreign_everyone: u64,
 }
