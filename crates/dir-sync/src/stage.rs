@@ -25,19 +25,33 @@ pub(crate) async fn stage(
     customer_id: impl Fn() -> Option<String>,
 ) -> Result<Met, authz::Error> {
     let mut met = Met::default();
+    // "Everyone" members that came before the directory's own customer was known, and their groups.
+    let mut unsure: Vec<(String, Member)> = Vec::new();
     while let Some(batch) = batches.recv().await {
         match batch {
             Batch::Users(users) => run.stage_users(&users.iter().map(user).collect::<Vec<_>>()).await?,
             Batch::Groups(groups) => run.stage_groups(&groups.iter().map(group).collect::<Vec<_>>()).await?,
             Batch::Members { group_id, members } => {
                 let ours = customer_id();
+                let (later, now): (Vec<_>, Vec<_>) =
+                    members.into_iter().partition(|m| m.kind == MemberKind::Customer && ours.is_none());
+                unsure.extend(later.into_iter().map(|m| (group_id.clone(), m)));
                 let staged: Vec<_> =
-                    members.iter().filter_map(|m| member(m, ours.as_deref(), &mut met)).collect();
+                    now.iter().filter_map(|m| member(m, ours.as_deref(), &mut met)).collect();
                 run.stage_members(&group_id, &staged).await?;
             }
             Batch::Restart(Listing::Users) => run.restart_users().await?,
             Batch::Restart(Listing::Groups) => run.restart_groups().await?,
-            Batch::Restart(Listing::Members { group_id }) => run.restart_members(&group_id).await?,
+            Batch::Restart(Listing::Members { group_id }) => {
+                unsure.retain(|(group, _)| *group != group_id);
+                run.restart_members(&group_id).await?;
+            }
+        }
+    }
+    let ours = customer_id();
+    for (group_id, everyone) in unsure {
+        if let Some(staged) = member(&everyone, ours.as_deref(), &mut met) {
+            run.stage_members(&group_id, &[staged]).await?;
         }
     }
     Ok(met)
@@ -70,9 +84,7 @@ fn member(member: &Member, customer_id: Option<&str>, met: &mut Met) -> Option<S
             role: role(&member.role),
         }),
         MemberKind::Group => Some(StagedMember::Group { external_id: member.id.clone() }),
-        MemberKind::Customer if customer_id.is_none_or(|ours| ours == member.id || member.id.is_empty()) => {
-            Some(StagedMember::Everyone)
-        }
+        MemberKind::Customer if customer_id == Some(member.id.as_str()) => Some(StagedMember::Everyone),
         MemberKind::Customer => {
             met.foreign_everyone += 1;
             None
@@ -117,6 +129,7 @@ mod tests {
             Some(StagedMember::Everyone)
         );
         assert_eq!(member(&sent(MemberKind::Customer, "C2"), Some("C1"), &mut met), None);
-        assert_eq!(met.foreign_everyone, 1);
+        assert_eq!(member(&sent(MemberKind::Customer, "C2"), None, &mut met), None);
+        assert_eq!(met.foreign_everyone, 2);
     }
 }

@@ -86,3 +86,59 @@ pub(crate) async fn hold(mut session: PgConnection) -> Option<PgConnection> {
         .await;
     matches!(held, Ok(true)).then_some(session)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        env, fs,
+        net::TcpListener,
+        os::unix::{fs::PermissionsExt as _, process::CommandExt as _},
+        process::Stdio,
+    };
+
+    use super::*;
+    use crate::{account::Account, programs::Programs};
+
+    /// The script of the container on this machine, with a stand-in for the entry point of the image.
+    #[tokio::test]
+    async fn container_serves_while_it_has_a_user_and_then_ends() {
+        let (account, programs) = (Account::of_server().unwrap(), Programs::installed());
+        let Some(bin) = programs.map(|programs| programs.bin).filter(|bin| bin.join("pg_isready").exists())
+        else {
+            eprintln!("skipped: there is no PostgreSQL with its clients on this machine");
+            return;
+        };
+        let root = tempfile::Builder::new().tempdir_in("/tmp").unwrap();
+        let (folder, data) = (root.path(), root.path().join("data"));
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::create_dir(&data).unwrap();
+        account.give(&data).unwrap();
+        let entry = folder.join("docker-entrypoint.sh");
+        let text = format!("#!/bin/sh\nshift\nexec postgres -D {0} -k {0} \"$@\"\n", data.display());
+        fs::write(&entry, text).unwrap();
+        fs::set_permissions(&entry, fs::Permissions::from_mode(0o755)).unwrap();
+        let path = [folder.to_owned(), bin.clone(), "/usr/bin".into(), "/bin".into()];
+        let path = env::join_paths(path).unwrap();
+
+        let mut initdb = account.command(bin.join("initdb"));
+        let initdb = initdb.args(["-U", "postgres", "--auth=trust", "--no-sync", "-D"]).arg(&data);
+        assert!(initdb.stdout(Stdio::null()).status().unwrap().success());
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut command = account.command("/bin/sh");
+        command.args(["-c", SCRIPT, "authz-testdb", &USERS.to_string(), "0", "-c", "fsync=off"]);
+        command.env("PATH", path).env("PGPORT", port.to_string()).env("POSTGRES_PASSWORD", "unused");
+        let mut container = command.stderr(Stdio::null()).process_group(0).spawn().unwrap();
+
+        let address = Address::of_port("127.0.0.1", port, "unused");
+        let user = wait_until_ready(&address).await.unwrap();
+        // Longer than the script waits without a user.
+        sleep(Duration::from_secs(7)).await;
+        assert!(container.try_wait().unwrap().is_none());
+        let session = keeper::connect(&address.url("postgres")).await.unwrap();
+        drop(hold(session).await.unwrap());
+        drop(user);
+        let ended = tokio::task::spawn_blocking(move || container.wait());
+        let ended = timeout(Duration::from_mins(1), ended).await.expect("it ends by itself").unwrap();
+        assert!(ended.unwrap().success());
+    }
+}

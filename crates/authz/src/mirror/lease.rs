@@ -28,7 +28,7 @@ pub struct Run {
     pub(super) directory_id: i32,
     pub(super) customer_id: Option<String>,
     pub(super) staged: Arc<Staged>,
-    heartbeat: JoinHandle<()>,
+    pub(super) heartbeat: JoinHandle<()>,
 }
 
 /// Rows that are in staging as far as we know; staging tables are unlogged, and a crash empties them.
@@ -43,7 +43,7 @@ impl Run {
     /// Begins a run: makes the directory if this is its first, takes the lease, and clears what runs that
     /// were killed left behind. `source` is written into the run's record.
     ///
-    /// A lease whose holder no longer shows signs of life is waited for, at most [`LEASE_TTL`].
+    /// A lease whose holder no longer shows signs of life is waited for, [`LEASE_TTL`] or a little more.
     ///
     /// # Errors
     /// [`Error::LeaseHeld`] as soon as the holder has shown that it lives; [`Error::LocalDirectory`];
@@ -174,9 +174,12 @@ async fn acquire(
 ) -> Result<i64, Error> {
     let mut seen = None;
     loop {
-        if let Some(run_id) = try_acquire(pool, directory_id, source).await? {
-            return Ok(run_id);
-        }
+        let locked = match try_acquire(pool, directory_id, source).await {
+            Ok(Some(run_id)) => return Ok(run_id),
+            Ok(None) => false,
+            Err(Error::Database(error)) if is_lock_timeout(&error) => true,
+            Err(error) => return Err(error),
+        };
         let holder = sqlx::query!(
             "select run_id, heartbeat_at from authz.sync_leases where directory_id = $1",
             directory_id
@@ -184,8 +187,9 @@ async fn acquire(
         .fetch_optional(pool)
         .await?
         .map(|row| (row.run_id, row.heartbeat_at));
-        if let (Some(before), Some(now)) = (seen, holder) {
-            if before != now {
+        if let (Some(before), Some(now)) = (seen.or(holder), holder) {
+            // It renewed the lease, or has held its lock for so long that it is no leftover of a killed run.
+            if before != now || locked {
                 return Err(Error::LeaseHeld { directory: directory.clone(), run_id: now.0 });
             }
         }
@@ -196,6 +200,13 @@ async fn acquire(
 
 async fn try_acquire(pool: &PgPool, directory_id: i32, source: &str) -> Result<Option<i64>, Error> {
     let mut tx = pool.begin().await?;
+    // A run that applies has the row locked; one that was killed meanwhile lets go when the server notices.
+    sqlx::query!(
+        r#"select set_config('lock_timeout', $1, true) as "t!""#,
+        format!("{}ms", LEASE_TTL.as_millis())
+    )
+    .fetch_one(&mut *tx)
+    .await?;
     let run_id = sqlx::query_scalar!(
         "insert into authz.sync_runs (directory_id, source) values ($1, $2) returning run_id",
         directory_id,
@@ -224,6 +235,11 @@ async fn try_acquire(pool: &PgPool, directory_id: i32, source: &str) -> Result<O
     }
     tx.commit().await?;
     Ok(Some(run_id))
+}
+
+/// 55P03 `lock_not_available`.
+fn is_lock_timeout(error: &sqlx::Error) -> bool {
+    error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == "55P03")
 }
 
 async fn clear_earlier_runs(pool: &PgPool, directory_id: i32, run_id: i64) -> Result<(), Error> {

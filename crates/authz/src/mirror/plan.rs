@@ -65,6 +65,7 @@ impl Run {
         }
         let mut tx = self.pool.begin().await?;
         self.hold_lease(&mut tx).await?;
+        self.heartbeat.abort(); // from here on the lock is the sign of life
         let listed = self.count_staged(&mut tx).await?;
         self.plan_listed_users(&mut tx, options).await?;
         if options.include_external {

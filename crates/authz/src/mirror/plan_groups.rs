@@ -30,10 +30,9 @@ impl Run {
                    g.group_name, m.group_name, g.display_name, m.display_name, g.description, m.description
             from matched m
             left join authz.groups g on g.group_id = m.group_id
-            where (g.group_id is null and m.group_name is not null)
-               or g.directory_id <> $2
-               or (g.group_name, g.display_name, g.description, g.status)
-                  is distinct from (m.group_name, m.display_name, m.description, 'active')
+            where m.group_name is not null
+              and (g.group_name, g.display_name, g.description, g.status, g.directory_id)
+                  is distinct from (m.group_name, m.display_name, m.description, 'active', $2)
             "#,
             self.run_id,
             self.directory_id,

@@ -31,10 +31,11 @@ impl Run {
                    u.user_name, m.user_name, u.display_name, m.display_name, u.status, m.status, u.directory_id, $2
             from matched m
             left join authz.users u on u.user_id = m.user_id
-            where (u.user_id is null and m.user_name is not null)
-               or ((u.status = 'deleted' or u.directory_id is null or u.directory_id = $2 or ($3 and u.directory_id = 0))
-                   and (u.user_name, u.display_name, u.status, u.directory_id)
-                       is distinct from (m.user_name, m.display_name, m.status, $2))
+            where m.user_name is not null
+              and (u.user_id is null or u.status = 'deleted' or u.directory_id is null or u.directory_id = $2
+                   or ($3 and u.directory_id = 0))
+              and (u.user_name, u.display_name, u.status, u.directory_id)
+                  is distinct from (m.user_name, m.display_name, m.status, $2)
             "#,
             self.run_id,
             self.directory_id,
