@@ -119,7 +119,7 @@ pub enum Error {
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         // 3F000 invalid_schema_name, 42P01 undefined_table, 42703 undefined_column, 42883 undefined_function
-        let code = error.as_database_error().and_then(|e| e.code().map(|c| c.into_owned()));
+        let code = error.as_database_error().and_then(|e| e.code().map(std::borrow::Cow::into_owned));
         match code.as_deref() {
             Some("3F000" | "42P01" | "42703" | "42883") => Self::NotMigrated(error),
             _ => Self::Database(error),

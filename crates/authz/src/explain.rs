@@ -66,6 +66,7 @@ impl std::fmt::Display for Path {
 ///
 /// # Errors
 /// [`Error::Database`] if the database does not answer.
+#[expect(clippy::too_many_lines, reason = "one statement, which reads best in one piece")]
 pub async fn explain(
     executor: impl PgExecutor<'_>,
     user: &UserName,

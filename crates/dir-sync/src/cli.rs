@@ -45,7 +45,7 @@ pub enum Command {
 /// Which database.
 #[derive(Debug, Args)]
 pub struct Database {
-    /// The database: postgres://user:password@host/name
+    /// The database, as `postgres://user:password@host/name`
     #[arg(long, env = "DIR_SYNC_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: String,
 }

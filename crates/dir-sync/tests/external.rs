@@ -36,7 +36,8 @@ async fn row_of_guest(pool: &PgPool) -> (i64, String, Option<String>) {
 #[tokio::test]
 async fn external_members_are_counted_and_have_no_row_by_default() {
     let (_database, pool) = database().await;
-    let org = with_guest().group("g2", "web").external("g2", "x", GUEST).external("g2", "y", "y@partner.example");
+    let org =
+        with_guest().group("g2", "web").external("g2", "x", GUEST).external("g2", "y", "y@partner.example");
     let report = applied(&pool, &org).await;
     assert_eq!(report.plan.as_ref().unwrap().external_users, 2);
     assert!(report.to_string().contains("2 users, 0 groups"), "{report}");
@@ -126,7 +127,10 @@ async fn person_external_here_and_member_there_is_one_row_whoever_is_first() {
         assert_eq!(Mirror::read(&pool, "partner").await, Mirror::wanted(&partner().json(), false));
         let before = written_rows(&pool).await;
         assert_eq!(sync_with(&pool, MAIN, &with_guest(), include_external()).await.status, Status::Unchanged);
-        assert_eq!(sync_with(&pool, "partner", &partner(), include_external()).await.status, Status::Unchanged);
+        assert_eq!(
+            sync_with(&pool, "partner", &partner(), include_external()).await.status,
+            Status::Unchanged
+        );
         assert_eq!(written_rows(&pool).await, before);
     }
 }
@@ -179,7 +183,10 @@ async fn option_off_takes_another_directorys_person_out_of_our_groups_only() {
     let theirs = Mirror::read(&pool, "partner").await;
     grant_to_group(&pool, "ops").await;
     let off = sync(&pool, MAIN, &with_guest()).await;
-    assert_eq!((off.status, off.counts.memberships.removed, off.counts.users.removed), (Status::Applied, 1, 0));
+    assert_eq!(
+        (off.status, off.counts.memberships.removed, off.counts.users.removed),
+        (Status::Applied, 1, 0)
+    );
     assert!(!can(&pool, GUEST).await);
     assert_eq!(row_of_guest(&pool).await.1, "active");
     assert_eq!(Mirror::read(&pool, "partner").await, theirs);
@@ -212,7 +219,13 @@ async fn user_whom_two_directories_list_stays_with_the_first() {
 #[tokio::test]
 async fn listed_user_who_leaves_but_stays_a_member_becomes_external() {
     let (_database, pool) = database().await;
-    let org = Org::new("C1").user("1", "ada").user("2", "bo").group("g", "ops").member("g", "2").group("all", "all").everyone("all", "C1");
+    let org = Org::new("C1")
+        .user("1", "ada")
+        .user("2", "bo")
+        .group("g", "ops")
+        .member("g", "2")
+        .group("all", "all")
+        .everyone("all", "C1");
     applied(&pool, &org).await;
     grant_to_group(&pool, "all").await;
     assert!(can(&pool, "bo").await);

@@ -40,15 +40,18 @@ fn broken() -> Effect {
 }
 
 async fn complete_since(pool: &PgPool) -> String {
-    text(pool, "select last_complete_sync_at::text from authz.directories where directory_name = 'main'").await
+    text(pool, "select last_complete_sync_at::text from authz.directories where directory_name = 'main'")
+        .await
 }
 
 /// The newest run: status, plan hash, counts, message.
 async fn newest_run(pool: &PgPool) -> (String, Option<String>, Option<Value>, Option<String>) {
-    sqlx::query_as("select status, plan_hash, counts, message from authz.sync_runs order by run_id desc limit 1")
-        .fetch_one(pool)
-        .await
-        .unwrap()
+    sqlx::query_as(
+        "select status, plan_hash, counts, message from authz.sync_runs order by run_id desc limit 1",
+    )
+    .fetch_one(pool)
+    .await
+    .unwrap()
 }
 
 /// The newest record of a sync: outcome, target, detail.
@@ -66,7 +69,12 @@ async fn broken_group_keeps_its_members_and_the_rest_is_applied() {
     let (_database, pool) = database().await;
     let workspace = mirrored(&pool, &org()).await;
     let since = complete_since(&pool).await;
-    let next = org().user("3", "cy").without_member("g1", "1").without_member("g2", "1").member("g1", "3").member("g2", "3");
+    let next = org()
+        .user("3", "cy")
+        .without_member("g1", "1")
+        .without_member("g2", "1")
+        .member("g1", "3")
+        .member("g2", "3");
     workspace.emulator.replace_directory(next.directory());
     workspace.emulator.add_fault(Fault::new(Target::members_of("g1"), broken()));
     let report = run_again(&pool, &workspace, Options::default()).await;
@@ -133,7 +141,10 @@ async fn all_groups_broken_changes_no_membership() {
     workspace.emulator.replace_directory(org().rename_user("1", "ada2").directory());
     let report = run_again(&pool, &workspace, Options::default()).await;
     assert_eq!(report.status, Status::Partial, "{report}");
-    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&org().rename_user("1", "ada2").json(), false));
+    assert_eq!(
+        Mirror::read(&pool, MAIN).await,
+        Mirror::wanted(&org().rename_user("1", "ada2").json(), false)
+    );
 }
 
 #[tokio::test]
@@ -152,7 +163,10 @@ async fn failed_listing_of_users_or_groups_changes_nothing() {
         assert_eq!((status.as_str(), hash), ("failed", None));
         assert!(message.unwrap().contains(what));
         let (outcome, target, detail) = newest_audit(&pool).await;
-        assert_eq!((outcome.as_str(), target.as_str(), &detail["status"]), ("failed", "main", &json!("failed")));
+        assert_eq!(
+            (outcome.as_str(), target.as_str(), &detail["status"]),
+            ("failed", "main", &json!("failed"))
+        );
     }
 }
 
@@ -222,10 +236,7 @@ async fn endless_listing_removes_nothing() {
     let workspace = mirrored(&pool, &org()).await;
     let before = written_rows(&pool).await;
     workspace.emulator.replace_directory(org().without_user("2").without_group("g2").directory());
-    for (target, status) in [
-        (Target::users(), Status::Failed),
-        (Target::groups(), Status::Failed),
-    ] {
+    for (target, status) in [(Target::users(), Status::Failed), (Target::groups(), Status::Failed)] {
         workspace.emulator.add_fault(Fault::new(target, Effect::RepeatPageToken));
         let report = run_again(&pool, &workspace, Options::default()).await;
         assert_eq!(report.status, status, "{report}");

@@ -43,7 +43,8 @@ fn assert_rows_stay(before: &BTreeMap<String, i64>, after: &BTreeMap<String, i64
 #[tokio::test]
 async fn real_organisation_is_mirrored_row_for_row_through_its_history() {
     let (_database, pool) = database().await;
-    let wanted = ["2025-01", "2026-01", "2026-08"].map(|moment| Mirror::wanted_by_file(&organisation(moment)));
+    let wanted =
+        ["2025-01", "2026-01", "2026-08"].map(|moment| Mirror::wanted_by_file(&organisation(moment)));
 
     let first = sync_organisation(&pool, "2025-01", Options::default()).await;
     assert_eq!(first.status, Status::Applied, "{first}");
@@ -119,7 +120,8 @@ async fn plan_changes_nothing_and_names_what_a_run_would_do() {
 #[tokio::test]
 async fn suspended_and_archived_users_are_denied_until_they_are_back() {
     let (_database, pool) = database().await;
-    let org = Org::new("C1").user("1", "ada").user("2", "bo").group("g", "ops").member("g", "1").member("g", "2");
+    let org =
+        Org::new("C1").user("1", "ada").user("2", "bo").group("g", "ops").member("g", "1").member("g", "2");
     applied(&pool, &org).await;
     grant_to_group(&pool, "ops").await;
     grant_to_user(&pool, "ada").await;
@@ -310,7 +312,8 @@ async fn owners_and_managers_are_members_and_a_role_may_change() {
     for user in ["owner", "manager", "member"] {
         assert!(can(&pool, user).await, "{user}");
     }
-    let swapped = org.without_member("g", "1").without_member("g", "3").member("g", "1").member_as("g", "3", "OWNER");
+    let swapped =
+        org.without_member("g", "1").without_member("g", "3").member("g", "1").member_as("g", "3", "OWNER");
     let counts = applied(&pool, &swapped).await.counts;
     assert_eq!((counts.memberships.changed, counts.memberships.added, counts.memberships.removed), (2, 0, 0));
 }

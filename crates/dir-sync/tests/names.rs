@@ -1,7 +1,5 @@
 //! Rows are kept by the directory's immutable id: a name may move, grants stay with the row.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-
 mod support;
 
 use dir_sync::{Options, Status};
@@ -37,12 +35,14 @@ async fn two_users_swap_their_addresses() {
 #[tokio::test]
 async fn three_groups_pass_their_addresses_on_in_a_circle() {
     let (_database, pool) = database().await;
-    let org = Org::new("C1").user("1", "ada").group("g1", "a").group("g2", "b").group("g3", "c").member("g1", "1");
+    let org =
+        Org::new("C1").user("1", "ada").group("g1", "a").group("g2", "b").group("g3", "c").member("g1", "1");
     applied(&pool, &org).await;
     grant_to_group(&pool, "a").await;
     applied(&pool, &org.rename_group("g1", "b").rename_group("g2", "c").rename_group("g3", "a")).await;
     assert!(can(&pool, "ada").await);
-    let granted = text(&pool, "select group_name from authz.group_actions join authz.groups using (group_id)").await;
+    let granted =
+        text(&pool, "select group_name from authz.group_actions join authz.groups using (group_id)").await;
     assert_eq!(granted, "b@example.com");
 }
 
@@ -90,7 +90,13 @@ async fn new_user_and_group_of_a_freed_name_inherit_no_grant() {
     applied(&pool, &org).await;
     grant_to_user(&pool, "ada").await;
     grant_to_group(&pool, "ops").await;
-    let next = org.without_user("1").user("3", "ada").without_group("g1").group("g9", "ops").member("g9", "2").member("g9", "3");
+    let next = org
+        .without_user("1")
+        .user("3", "ada")
+        .without_group("g1")
+        .group("g9", "ops")
+        .member("g9", "2")
+        .member("g9", "3");
     applied(&pool, &next).await;
     assert!(!can(&pool, "ada").await && !can(&pool, "bo").await);
     // Nor when the name is free for a while.
@@ -271,7 +277,12 @@ async fn name_that_a_blocked_rename_does_not_free_is_a_conflict_too() {
 #[tokio::test]
 async fn directory_user_put_in_a_local_group_by_hand_stays_there() {
     let (_database, pool) = database().await;
-    let org = Org::new("C1").user("1", "eve").user("2", "bo").group("g1", "web").member("g1", "1").member("g1", "2");
+    let org = Org::new("C1")
+        .user("1", "eve")
+        .user("2", "bo")
+        .group("g1", "web")
+        .member("g1", "1")
+        .member("g1", "2");
     applied(&pool, &org).await;
     local_world(&pool).await;
     execute(

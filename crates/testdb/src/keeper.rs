@@ -128,15 +128,41 @@ impl Kept {
         let doing = || "kill the server".to_owned();
         let hold = run_folder::create(&self.folder.join("hold"), self.account).doing(doing())?;
         hold.lock().doing(doing())?;
-        // The postmaster is in the keeper's group; its children have groups of their own and end with it.
+        // The postmaster is in the keeper's group. Its children have groups of their own and would end with it,
+        // but not at once; a stopped postmaster has no new ones.
+        let postmaster = postmaster_of(&self.folder.join("data"));
+        let mut backends = Vec::new();
+        if let Some(postmaster) = postmaster {
+            kill_process(postmaster, Signal::STOP).map_err(io::Error::from).doing(doing())?;
+            backends = children_of(postmaster);
+        }
         kill_group(&self.keeper).doing(doing())?;
+        for backend in backends {
+            // It may have ended by itself.
+            let _ = kill_process(backend, Signal::KILL);
+        }
         self.keeper.wait().doing(doing())?;
+        self.wait_for_processes()?;
         match fs::remove_file(self.folder.join("ended")) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).doing(doing()),
             _ => {}
         }
         self.keeper = spawn(&self.folder, self.account, self.programs.as_ref(), self.manner).doing(doing())?;
         self.hold = Some(hold);
+        Ok(())
+    }
+
+    /// Waits until no process of the server is left, which is when its log is no longer locked.
+    fn wait_for_processes(&self) -> Result<(), Error> {
+        let doing = || "wait for the end of the server".to_owned();
+        let log = run_folder::create(&self.folder.join("log"), self.account).doing(doing())?;
+        let deadline = std::time::Instant::now() + DEADLINE;
+        while log.try_lock().is_err() {
+            if std::time::Instant::now() > deadline {
+                return Err(io::Error::from(io::ErrorKind::TimedOut)).doing(doing());
+            }
+            std::thread::sleep(PAUSE);
+        }
         Ok(())
     }
 
@@ -279,8 +305,8 @@ pub(crate) fn remove_left(folder: &Path, account: Account) -> Result<(), Error> 
 /// The process that `postmaster.pid` names, if it really is a server on this data folder.
 fn postmaster_of(data: &Path) -> Option<Pid> {
     let text = fs::read_to_string(data.join("postmaster.pid")).ok()?;
-    let number: i64 = text.lines().next()?.trim().parse().ok()?;
-    let found = pid(number)?;
+    let found = number(text.lines().next()?)?;
+    let number = found.as_raw_nonzero();
     let same = if let Ok(cwd) = fs::read_link(format!("/proc/{number}/cwd")) {
         cwd == data
     } else {
@@ -289,4 +315,32 @@ fn postmaster_of(data: &Path) -> Option<Pid> {
         output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(&wanted))
     };
     same.then_some(found)
+}
+
+/// The processes that this one has started and that have not ended.
+fn children_of(parent: Pid) -> Vec<Pid> {
+    let parent = parent.as_raw_nonzero().get().to_string();
+    let mut children = Vec::new();
+    if let Ok(processes) = fs::read_dir("/proc").map(Iterator::flatten) {
+        for process in processes {
+            let Ok(stat) = fs::read_to_string(process.path().join("stat")) else { continue };
+            // After the name, which is in parentheses, come the state and the parent's number.
+            let of = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1));
+            if of == Some(&parent) {
+                children.extend(process.file_name().to_str().and_then(number));
+            }
+        }
+    } else if let Ok(output) = Command::new("ps").args(["-axo", "pid=,ppid="]).output() {
+        for line in String::from_utf8_lossy(&output.stdout).lines() {
+            let mut numbers = line.split_whitespace();
+            if let (Some(child), true) = (numbers.next(), numbers.next() == Some(&parent)) {
+                children.extend(number(child));
+            }
+        }
+    }
+    children
+}
+
+fn number(text: &str) -> Option<Pid> {
+    text.trim().parse().ok().and_then(pid)
 }

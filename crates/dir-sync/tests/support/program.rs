@@ -140,6 +140,10 @@ impl Outcome {
         serde_json::from_str(&self.stdout).unwrap()
     }
 
+    pub(crate) fn status(&self) -> String {
+        self.json()["status"].as_str().unwrap().to_owned()
+    }
+
     pub(crate) fn error(&self) -> String {
         self.json()["error"].as_str().unwrap().to_owned()
     }
