@@ -25,6 +25,13 @@ const APPROVE: ActionName = ActionName::constant("reviews.approve");
 
 const SNAPSHOTS: [&str; 3] = ["2025-01", "2026-01", "2026-08"];
 
+/// `println!`, but a reader that has seen enough is no reason to panic.
+macro_rules! say {
+    ($($line:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($line)*);
+    }};
+}
+
 type Failure = Box<dyn Error + Send + Sync>;
 
 #[tokio::main]
@@ -40,17 +47,18 @@ async fn main() -> ExitCode {
 
 async fn tour() -> Result<(), Failure> {
     title("1. A database and a directory");
-    let step = Step::begin("starting a database");
+    say!("  starting a database …");
+    let step = Step::begin("database and tables ready"); // testdb says on standard error which one it took
     let database = testdb::Database::empty().await?;
     let pool = PgPool::connect(database.url()).await?;
     authz::migrate(&pool).await?;
-    step.done(testdb::describe().unwrap_or_default());
+    step.done("");
 
-    let step = Step::begin("starting a directory API");
+    let step = Step::begin("directory API ready");
     let emulator = Emulator::start(snapshot(SNAPSHOTS[0])?).await?;
     let mut key = tempfile::NamedTempFile::new()?;
     key.write_all(emulator.service_account_key().as_bytes())?;
-    step.done("it speaks like Google's and serves a real organisation as of 2025-01");
+    step.done("speaks like Google's, serves a real organisation as of 2025-01");
 
     title("2. The first sync mirrors the organisation");
     sync(&pool, &emulator, key.path()).await?;
@@ -67,8 +75,8 @@ async fn tour() -> Result<(), Failure> {
     .await?;
     grant::to_group(&pool, &group, &Grant::new(SCALE, "they run the contributor tools"), &admin).await?;
     grant::to_group(&pool, &reviewers, &Grant::new(APPROVE, "they own the reviews"), &admin).await?;
-    println!("  granted   {SCALE} to {group}");
-    println!("  granted   {APPROVE} to {reviewers}\n");
+    say!("  granted   {SCALE} to {group}");
+    say!("  granted   {APPROVE} to {reviewers}\n");
 
     let max = UserName::parse("max.nash.02706@kubernetes.example")?;
     let cleo = UserName::parse("cleo.quist.55618@kubernetes.example")?;
@@ -80,14 +88,14 @@ async fn tour() -> Result<(), Failure> {
 
     title("4. An operation: permission, change and record in one transaction");
     scale_workers(&pool, &max, 12).await?;
-    println!("  {max} set the workers to 12");
+    say!("  {max} set the workers to 12");
     let denied = scale_workers(&pool, &cleo, 99).await;
-    println!("  {cleo} tried, too: {}", denied.err().map_or_else(String::new, |e| e.to_string()));
+    say!("  {cleo} tried, too: {}", denied.err().map_or_else(String::new, |e| e.to_string()));
 
     title("5. A year later: the guard asks before many people go");
     emulator.replace_directory(snapshot(SNAPSHOTS[1])?);
     sync(&pool, &emulator, key.path()).await?;
-    println!();
+    say!();
     ask(&authz, &max, &SCALE).await?; // has left
     ask(&authz, &cleo, &APPROVE).await?; // has another address
     ask(&authz, &cleo_renamed, &APPROVE).await?; // and under that one still the right
@@ -95,13 +103,13 @@ async fn tour() -> Result<(), Failure> {
     title("6. Half a year later");
     emulator.replace_directory(snapshot(SNAPSHOTS[2])?);
     sync(&pool, &emulator, key.path()).await?;
-    println!();
+    say!();
     ask(&authz, &cleo_renamed, &APPROVE).await?; // has left as well
 
     title("7. The audit trail");
     trail(&pool).await?;
 
-    println!("\nOther languages ask Postgres: select authz.can('{max}', '{SCALE}')");
+    say!("\nOther languages ask Postgres: select authz.can('{max}', '{SCALE}')");
     Ok(())
 }
 
@@ -137,15 +145,15 @@ async fn sync(pool: &PgPool, emulator: &Emulator, key: &Path) -> Result<(), Fail
         None => report,
         Some(refusal) => {
             let reasons: Vec<_> = refusal.violations.iter().map(ToString::to_string).collect();
-            println!("  {}", red(&format!("refused: {}", reasons.join(";\n           "))));
-            println!("  a person looks at the plan and approves it: --approve {}", refusal.plan_hash);
+            say!("  {}", red(&format!("refused: {}", reasons.join(";\n           "))));
+            say!("  a person looks at the plan and approves it: --approve {}", refusal.plan_hash);
             sync_once(pool, emulator, key, Some(refusal.plan_hash)).await?
         }
     };
     match (report.status, report.error, report.plan) {
         (Status::Applied | Status::Unchanged, _, Some(plan)) => {
             for line in Summary(&plan).to_string().lines() {
-                println!("  {line}");
+                say!("  {line}");
             }
             Ok(())
         }
@@ -164,7 +172,8 @@ async fn sync_once(
     config.base_url = emulator.url();
     let source = Arc::new(GoogleSource::new(config).await?);
 
-    let step = Step::begin("reading users, groups and members");
+    Step::show("reading users, groups and members …");
+    let step = Step::begin("read users, groups and members");
     let (progress, mut seen) = watch::channel(dir_sync::crawl::Progress::default());
     let showing = tokio::spawn(async move {
         while seen.changed().await.is_ok() {
@@ -185,27 +194,27 @@ async fn ask(authz: &Authz, user: &UserName, action: &ActionName) -> Result<(), 
     let explanation = authz.explain(user, action).await?;
     match &explanation.decision {
         Decision::Allow(_) => {
-            println!("  {}  {user} may {action}", green("allow"));
+            say!("  {}  {user} may {action}", green("allow"));
             for path in &explanation.paths {
                 let groups: Vec<_> = path.groups.iter().map(ToString::to_string).collect();
-                println!("         in {}", groups.join("\n            in "));
+                say!("         in {}", groups.join("\n            in "));
             }
         }
         Decision::Deny(deny) => {
-            println!("  {}   {user} may not {action}", red("deny"));
-            println!("         {}", deny.reason);
+            say!("  {}   {user} may not {action}", red("deny"));
+            say!("         {}", deny.reason);
         }
     }
     Ok(())
 }
 
 async fn trail(pool: &PgPool) -> Result<(), Failure> {
-    println!("  {:<17} {:<36} {:<10} {}", "action", "actor", "outcome", "target");
+    say!("  {:<17} {:<36} {:<10} {}", "action", "actor", "outcome", "target");
     for entry in audit::latest(pool, 100).await?.iter().rev() {
         let target = entry.target.as_deref().unwrap_or_default();
         let outcome = format!("{:<10}", entry.outcome.as_str());
         let outcome = if entry.outcome == Outcome::Denied { red(&outcome) } else { outcome };
-        println!("  {:<17} {:<36} {outcome} {target}", entry.action, entry.actor);
+        say!("  {:<17} {:<36} {outcome} {target}", entry.action, entry.actor);
     }
     Ok(())
 }
@@ -223,15 +232,13 @@ struct Step {
 
 impl Step {
     fn begin(what: &'static str) -> Self {
-        Self::show(&format!("{what} …"));
         Self { what, began: Instant::now() }
     }
 
     /// One line that the next one overwrites; only for people.
     fn show(text: &str) {
         if std::io::stdout().is_terminal() {
-            print!("\r\x1b[2K  {text}");
-            let _ = std::io::stdout().flush();
+            let _ = write!(std::io::stdout(), "\r\x1b[2K  {text}").and_then(|()| std::io::stdout().flush());
         }
     }
 
@@ -239,7 +246,7 @@ impl Step {
         Self::show("");
         let took = self.began.elapsed().as_secs_f64();
         let result = if result.is_empty() { String::new() } else { format!(": {result}") };
-        println!(
+        say!(
             "{}  {}{result} ({took:.1} s)",
             if std::io::stdout().is_terminal() { "\r" } else { "" },
             self.what
@@ -248,7 +255,7 @@ impl Step {
 }
 
 fn title(text: &str) {
-    println!("\n{}", paint("1", text));
+    say!("\n{}", paint("1", text));
 }
 
 fn green(text: &str) -> String {
