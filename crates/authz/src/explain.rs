@@ -139,6 +139,13 @@ pub async fn explain(
             select * from judged
             order by live desc, depth, pattern, holder_id nulls first, entry_id
             limit 1
+        ),
+        -- Materialized, or the planner walks all groups in the order of their names.
+        granting as materialized (
+            select distinct ga.group_id
+            from authz.group_actions ga
+            where ga.action_name = any ($3)
+              and (ga.expires_at is null or ga.expires_at > statement_timestamp())
         )
         select (select revision from authz.revision) as "revision!",
                (select status from subject) as status,
@@ -154,11 +161,9 @@ pub async fn explain(
                (select coalesce(jsonb_agg(shown order by depth, pattern, holder_id nulls first, entry_id), '[]')
                 from judged where not live) as "expired!: Json<Vec<Path>>",
                (select coalesce(jsonb_agg(w.group_name order by w.group_name), '[]')
-                from (select distinct g.group_name
-                      from authz.group_actions ga
-                      join authz.groups g on g.group_id = ga.group_id and g.status = 'active'
-                      where ga.action_name = any ($3)
-                        and (ga.expires_at is null or ga.expires_at > statement_timestamp())
+                from (select g.group_name
+                      from granting
+                      join authz.groups g on g.group_id = granting.group_id and g.status = 'active'
                       order by g.group_name
                       limit $4) w) as "would_allow!: Json<Vec<GroupName>>"
         "#,

@@ -272,6 +272,11 @@ async fn name_that_a_blocked_rename_does_not_free_is_a_conflict_too() {
     assert_eq!(found, ["1", "2", "3", "g1", "g2", "g3"]);
     let rest = org.user("4", "free").group("g4", "free");
     assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&rest.json(), false));
+    // Names that have to stay are no changes.
+    let before = written_rows(&pool).await;
+    let again = sync(&pool, MAIN, &chain).await;
+    assert_eq!((again.status, conflicts(&again).len()), (Status::Unchanged, 6), "{again}");
+    assert_eq!(written_rows(&pool).await, before);
 }
 
 #[tokio::test]
