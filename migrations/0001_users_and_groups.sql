@@ -97,7 +97,8 @@ create trigger touch before update on authz.users
 create trigger touch before update on authz.groups
     for each row when (old.* is distinct from new.*) execute function authz.touch_updated_at();
 
--- A deleted group keeps its row, its name for the record and its grants (it may come back), but no members.
+-- A deleted group keeps its row, its name for the record and its grants (it may come back), but no members;
+-- one that comes back begins without any, whatever was put into it meanwhile.
 create function authz.empty_deleted_groups() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
@@ -105,7 +106,7 @@ declare
 begin
     select array_agg(n.group_id) into gone
     from new_rows n join old_rows o using (group_id)
-    where n.status = 'deleted' and o.status <> 'deleted';
+    where (n.status = 'deleted') <> (o.status = 'deleted');
     if gone is not null then
         delete from authz.group_users where group_id = any (gone);
         delete from authz.group_groups where parent_group_id = any (gone);

@@ -16,8 +16,11 @@ create table authz.user_actions (
             (action_name collate "C") ~ '^(\*|[a-z0-9_-]+(\.[a-z0-9_-]+)*(\.\*)?)$'
             and octet_length(action_name) <= 255),
     granted_by   text not null default session_user,
-    granted_at   timestamptz not null default now(),
-    expires_at   timestamptz,
+    granted_at   timestamptz not null default now()
+        constraint granted_at_is_a_date check (granted_at > '-infinity' and granted_at < '10000-01-01 UTC'),
+    -- Null for no end. `infinity` is no date for most programs, so it is none here.
+    expires_at   timestamptz
+        constraint expires_at_is_a_date check (expires_at > '-infinity' and expires_at < '10000-01-01 UTC'),
     reason       text not null default '',
     exact_action text generated always as (case when action_name not like '%*' then action_name end) stored
         constraint granted_action_is_registered references authz.actions (action_name),
@@ -33,8 +36,11 @@ create table authz.group_actions (
             (action_name collate "C") ~ '^(\*|[a-z0-9_-]+(\.[a-z0-9_-]+)*(\.\*)?)$'
             and octet_length(action_name) <= 255),
     granted_by   text not null default session_user,
-    granted_at   timestamptz not null default now(),
-    expires_at   timestamptz,
+    granted_at   timestamptz not null default now()
+        constraint granted_at_is_a_date check (granted_at > '-infinity' and granted_at < '10000-01-01 UTC'),
+    -- Null for no end. `infinity` is no date for most programs, so it is none here.
+    expires_at   timestamptz
+        constraint expires_at_is_a_date check (expires_at > '-infinity' and expires_at < '10000-01-01 UTC'),
     reason       text not null default '',
     exact_action text generated always as (case when action_name not like '%*' then action_name end) stored
         constraint granted_action_is_registered references authz.actions (action_name),

@@ -58,25 +58,42 @@ return coalesce(nullif(current_setting('authz.service', true), ''), nullif(curre
 
 -- Records every change of a grant or a membership in the transaction that makes it. The memberships that a
 -- sync changes are not recorded one by one: the sync's own record stands for them.
--- Arguments: what is changed; the columns that name it, as (holder, object).
+-- Arguments: what is changed; the record's target; its detail; joins for the names; the key columns.
 create function authz.audit_changes() returns trigger
 language plpgsql security definer set search_path = pg_catalog, pg_temp as $$
 declare
-    verb text := case tg_op when 'INSERT' then 'add' when 'DELETE' then 'remove' else 'change' end;
-    rows text := case tg_op when 'DELETE' then 'old_rows' else 'new_rows' end;
-    act  text := authz.current_actor();
+    change record;
 begin
     if tg_argv[0] = 'membership' and coalesce(current_setting('authz.sync_run', true), '') <> '' then
         return null;
     end if;
-    execute format(
-        'insert into authz.audit_log (service, actor, action, outcome, target, detail, request_id, revision)
-         select authz.current_service(), %s, $1, ''succeeded'', %s, %s,
-                nullif(current_setting(''authz.request_id'', true), ''''), (select revision from authz.revision)
-         from %I r %s',
-        case when tg_argv[0] = 'grant' and tg_op <> 'DELETE' then 'r.granted_by' else '$2' end,
-        tg_argv[1], tg_argv[2], rows, tg_argv[3])
-    using tg_argv[0] || '.' || verb, act;
+    if tg_op = 'TRUNCATE' then
+        insert into authz.audit_log (service, actor, action, outcome, target, request_id, revision)
+        select authz.current_service(), authz.current_actor(), tg_argv[0] || '.remove', 'succeeded',
+               'all of ' || tg_table_name, nullif(current_setting('authz.request_id', true), ''), r.revision
+        from authz.revision r;
+        return null;
+    end if;
+    -- An update that moves a row to another key ends one grant and makes another.
+    for change in
+        select * from (values
+            ('INSERT', 'add', 'new_rows', 'true'),
+            ('DELETE', 'remove', 'old_rows', 'true'),
+            ('UPDATE', 'remove', 'old_rows', format('(%s) not in (select %1$s from new_rows)', tg_argv[4])),
+            ('UPDATE', 'add', 'new_rows', format('(%s) not in (select %1$s from old_rows)', tg_argv[4])),
+            ('UPDATE', 'change', 'new_rows', format('(%s) in (select %1$s from old_rows)', tg_argv[4]))
+        ) as v (op, verb, row_source, condition)
+        where v.op = tg_op
+    loop
+        execute format(
+            'insert into authz.audit_log (service, actor, action, outcome, target, detail, request_id, revision)
+             select authz.current_service(), %s, $1, ''succeeded'', %s, %s,
+                    nullif(current_setting(''authz.request_id'', true), ''''), (select revision from authz.revision)
+             from (select * from %I where %s) r %s',
+            case when tg_argv[0] = 'grant' and tg_op = 'INSERT' then 'r.granted_by' else 'authz.current_actor()' end,
+            tg_argv[1], tg_argv[2], change.row_source, change.condition, tg_argv[3])
+        using tg_argv[0] || '.' || change.verb;
+    end loop;
     return null;
 end $$;
 
@@ -85,35 +102,40 @@ declare
     t record;
     e record;
 begin
+    -- Left joins: a record is written even where the other row is gone, with the number in place of the name.
     for t in
         select * from (values
-            ('user_actions', 'grant', 'format(''user %s'', u.user_name)',
+            ('user_actions', 'grant', 'format(''user %s'', coalesce(u.user_name, r.user_id::text))',
              'jsonb_build_object(''user'', u.user_name, ''grant'', r.action_name, ''granted_by'', r.granted_by, ''expires_at'', r.expires_at, ''reason'', r.reason)',
-             'join authz.users u on u.user_id = r.user_id'),
-            ('group_actions', 'grant', 'format(''group %s'', g.group_name)',
+             'left join authz.users u on u.user_id = r.user_id', 'user_id, action_name'),
+            ('group_actions', 'grant', 'format(''group %s'', coalesce(g.group_name, r.group_id::text))',
              'jsonb_build_object(''group'', g.group_name, ''grant'', r.action_name, ''granted_by'', r.granted_by, ''expires_at'', r.expires_at, ''reason'', r.reason)',
-             'join authz.groups g on g.group_id = r.group_id'),
-            ('group_users', 'membership', 'format(''group %s'', g.group_name)',
-             'jsonb_build_object(''group'', g.group_name, ''user'', u.user_name, ''role'', r.role)',
-             'join authz.groups g on g.group_id = r.group_id join authz.users u on u.user_id = r.user_id'),
-            ('group_groups', 'membership', 'format(''group %s'', g.group_name)',
-             'jsonb_build_object(''group'', g.group_name, ''member_group'', c.group_name)',
-             'join authz.groups g on g.group_id = r.parent_group_id join authz.groups c on c.group_id = r.child_group_id'),
-            ('group_directories', 'membership', 'format(''group %s'', g.group_name)',
+             'left join authz.groups g on g.group_id = r.group_id', 'group_id, action_name'),
+            ('group_users', 'membership', 'format(''group %s'', coalesce(g.group_name, r.group_id::text))',
+             'jsonb_build_object(''group'', g.group_name, ''user'', coalesce(u.user_name, r.user_id::text), ''role'', r.role)',
+             'left join authz.groups g on g.group_id = r.group_id left join authz.users u on u.user_id = r.user_id',
+             'group_id, user_id'),
+            ('group_groups', 'membership', 'format(''group %s'', coalesce(g.group_name, r.parent_group_id::text))',
+             'jsonb_build_object(''group'', g.group_name, ''member_group'', coalesce(c.group_name, r.child_group_id::text))',
+             'left join authz.groups g on g.group_id = r.parent_group_id left join authz.groups c on c.group_id = r.child_group_id',
+             'parent_group_id, child_group_id'),
+            ('group_directories', 'membership', 'format(''group %s'', coalesce(g.group_name, r.group_id::text))',
              'jsonb_build_object(''group'', g.group_name, ''everyone_of'', d.directory_name)',
-             'join authz.groups g on g.group_id = r.group_id join authz.directories d on d.directory_id = r.directory_id')
-        ) as v (table_name, what, target, detail, joins)
+             'left join authz.groups g on g.group_id = r.group_id left join authz.directories d on d.directory_id = r.directory_id',
+             'group_id, directory_id')
+        ) as v (table_name, what, target, detail, joins, keys)
     loop
         for e in
             select * from (values
                 ('insert', 'referencing new table as new_rows'),
                 ('update', 'referencing old table as old_rows new table as new_rows'),
-                ('delete', 'referencing old table as old_rows')
+                ('delete', 'referencing old table as old_rows'),
+                ('truncate', '')
             ) as v (event, rows)
         loop
             execute format('create trigger zz_audit_%s after %s on authz.%I %s
-                            for each statement execute function authz.audit_changes(%L, %L, %L, %L)',
-                           e.event, e.event, t.table_name, e.rows, t.what, t.target, t.detail, t.joins);
+                            for each statement execute function authz.audit_changes(%L, %L, %L, %L, %L)',
+                           e.event, e.event, t.table_name, e.rows, t.what, t.target, t.detail, t.joins, t.keys);
         end loop;
     end loop;
 end $$;

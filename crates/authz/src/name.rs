@@ -243,7 +243,11 @@ impl ActionName {
     /// const WRONG: authz::ActionName = authz::ActionName::constant("Workers Scale");
     /// ```
     #[must_use]
-    #[expect(clippy::panic, clippy::manual_assert, reason = "in a constant this is a compile error, which is the point")]
+    #[expect(
+        clippy::panic,
+        clippy::manual_assert,
+        reason = "in a constant this is a compile error, which is the point"
+    )]
     pub const fn constant(text: &'static str) -> Self {
         if !is_action(text.as_bytes()) || text.len() > MAX_ACTION_BYTES {
             panic!(

@@ -206,6 +206,77 @@ async fn changes_by_hand_are_recorded_with_the_database_user() {
 }
 
 #[tokio::test]
+async fn updates_and_truncates_by_hand_are_recorded_for_what_they_are() {
+    let (_database, pool) = support::database().await;
+    for sql in [
+        "insert into authz.users (user_id, user_name) values (1, 'a')",
+        "insert into authz.actions values ('x.y'), ('x.z')",
+        "insert into authz.user_actions (user_id, action_name, granted_by) values (1, 'x.y', 'the boss')",
+        "update authz.user_actions set reason = 'changed'",
+        "update authz.user_actions set action_name = 'x.z'",
+        "with gone as (delete from authz.user_actions where user_id = 1) delete from authz.users where user_id = 1",
+        "truncate authz.user_actions",
+    ] {
+        pool.execute(sql).await.expect(sql);
+    }
+    let me: String = sqlx::query_scalar("select session_user::text").fetch_one(&pool).await.unwrap();
+    let records: Vec<(String, String, String, Option<String>)> = sqlx::query_as(
+        "select action, actor, target, detail ->> 'grant' from authz.audit_log order by audit_id",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    let record = |action: &str, actor: &str, target: &str, grant: Option<&str>| {
+        (action.to_owned(), actor.to_owned(), target.to_owned(), grant.map(str::to_owned))
+    };
+    assert_eq!(
+        records,
+        [
+            record("grant.add", "the boss", "user a", Some("x.y")),
+            record("grant.change", &me, "user a", Some("x.y")),
+            record("grant.remove", &me, "user a", Some("x.y")),
+            record("grant.add", &me, "user a", Some("x.z")),
+            record("grant.remove", &me, "user 1", Some("x.z")),
+            record("grant.remove", &me, "all of user_actions", None),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_grant_ends_at_a_date_or_never() {
+    let (_database, pool) = support::database().await;
+    pool.execute("insert into authz.users (user_id, user_name) values (1, 'a')").await.unwrap();
+    for end in ["infinity", "-infinity", "10000-01-01 UTC"] {
+        let error = sqlx::query("insert into authz.user_actions (user_id, action_name, expires_at) values (1, '*', $1::text::timestamptz)")
+            .bind(end)
+            .execute(&pool)
+            .await
+            .unwrap_err();
+        assert_eq!(
+            error.as_database_error().and_then(|e| e.constraint()),
+            Some("expires_at_is_a_date"),
+            "{end}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_group_that_comes_back_begins_without_members() {
+    let (_database, pool) = support::database().await;
+    pool.execute(
+        "insert into authz.users (user_id, user_name) values (1, 'a');
+         insert into authz.groups (group_id, group_name, status) values (1, 'g', 'deleted');
+         insert into authz.group_users (group_id, user_id) values (1, 1);
+         update authz.groups set status = 'active';",
+    )
+    .await
+    .unwrap();
+    let members: i64 =
+        sqlx::query_scalar("select count(*) from authz.group_users").fetch_one(&pool).await.unwrap();
+    assert_eq!(members, 0);
+}
+
+#[tokio::test]
 async fn changes_by_the_library_are_recorded_with_the_actor() {
     let (_database, pool) = support::database().await;
     action::register(&pool, &[(a("tasks.run"), "")], &admin()).await.unwrap();

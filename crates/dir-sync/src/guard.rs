@@ -168,9 +168,7 @@ pub fn judge(plan: &Plan, limits: &Limits) -> Vec<Violation> {
         ),
     ];
     for (kind, limit, there, listed, going) in kinds {
-        // Without any user listed, all might stay as externals; without any membership, all groups may be
-        // incomplete and keep what they have.
-        if there > 0 && listed == 0 && (going > 0 || kind != Kind::Memberships) {
+        if there > 0 && listed == 0 && going > 0 {
             violations.push(Violation::EmptyListing { kind, there });
         } else if going > limit.of(there) {
             violations.push(Violation::TooMany { kind, going, there, limit: limit.of(there) });

@@ -177,6 +177,27 @@ async fn apply_holds_the_lease() {
 }
 
 #[tokio::test]
+async fn a_plan_is_made_of_what_it_will_change() {
+    let (_database, pool) = database().await;
+    let run = begin(&pool, MAIN).await.unwrap();
+    stage(&run).await;
+    let planned = plan(run).await;
+    let mut other = pool.acquire().await.unwrap();
+    sqlx::raw_sql("set lock_timeout = '50ms'").execute(&mut *other).await.unwrap();
+    let error = sqlx::raw_sql("insert into authz.users (user_name) values ('in-between')")
+        .execute(&mut *other)
+        .await
+        .unwrap_err();
+    let code = error.as_database_error().and_then(|e| e.code()).unwrap().into_owned();
+    assert_eq!(code, "55P03", "who would change the mirror has to wait: {error}");
+    apply(planned).await;
+    sqlx::raw_sql("insert into authz.users (user_name) values ('afterwards')")
+        .execute(&mut *other)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
 async fn staging_lost_in_a_crash_is_not_absence() {
     let (_database, pool) = database().await;
     let first = begin(&pool, MAIN).await.unwrap();

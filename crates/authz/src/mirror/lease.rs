@@ -9,6 +9,7 @@ use std::time::Duration;
 use sqlx::{PgConnection, PgPool};
 use tokio::task::JoinHandle;
 
+use super::stage::storable;
 use crate::audit::{self, Actor, Outcome, Record};
 use crate::error::Error;
 use crate::name::DirectoryName;
@@ -98,7 +99,7 @@ pub async fn record_failure(
     let mut tx = pool.begin().await?;
     let closing = Closing { status: "failed", hash: None, counts: None, message: Some(message), api_calls };
     if let Some(directory) = close(&mut tx, run_id, &closing).await? {
-        let detail = serde_json::json!({"run_id": run_id, "status": "failed", "message": message});
+        let detail = serde_json::json!({"run_id": run_id, "status": "failed", "message": storable(message)});
         let record = Record::new("directory.sync", Outcome::Failed).target(&directory).detail(detail);
         audit::record(&mut *tx, actor, &record).await?;
     }
@@ -126,7 +127,7 @@ pub(super) async fn close(
         closing.hash,
         closing.counts,
         i64::try_from(closing.api_calls).unwrap_or(i64::MAX),
-        closing.message,
+        closing.message.map(storable),
     )
     .fetch_optional(&mut *tx)
     .await?;

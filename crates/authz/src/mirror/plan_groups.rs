@@ -20,6 +20,9 @@ impl Run {
                 from authz.sync_stage_groups s
                 left join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id
                 left join authz.groups l on $3 and g.group_id is null and l.group_name = s.group_name
+                    and not exists (select from authz.sync_stage_groups other -- the first of a name adopts
+                                    where other.run_id = $1 and other.group_name = s.group_name
+                                      and other.external_id < s.external_id)
                     and l.directory_id = 0 and l.external_id is null and l.status <> 'deleted'
                 where s.run_id = $1
             )

@@ -50,14 +50,16 @@ pub(super) async fn compare(
             end
         ),
         wanted as (
+            -- Joins, not `exists` inside the case: that would be looked up row by row.
             select m.group_external_id, m.kind, m.member_external_id, m.role
             from authz.sync_stage_members m
             join staged_group s on s.external_id = m.group_external_id and s.members_complete
+            left join staged_user u on m.kind = 'user' and u.external_id = m.member_external_id
+            left join staged_group c on m.kind = 'group' and c.external_id = m.member_external_id
             where m.run_id = $1
               and case m.kind
-                  when 'user' then exists (select from staged_user u where u.external_id = m.member_external_id)
-                  when 'group' then m.member_external_id <> m.group_external_id
-                      and exists (select from staged_group g where g.external_id = m.member_external_id)
+                  when 'user' then u.external_id is not null
+                  when 'group' then c.external_id is not null and c.external_id <> m.group_external_id
                   else true
               end
         ),

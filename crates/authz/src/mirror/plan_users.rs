@@ -21,6 +21,9 @@ impl Run {
                 from authz.sync_stage_users s
                 left join authz.users u on u.external_id = s.external_id
                 left join authz.users l on $3 and u.user_id is null and l.user_name = s.user_name
+                    and not exists (select from authz.sync_stage_users other -- the first of a name adopts
+                                    where other.run_id = $1 and other.user_name = s.user_name
+                                      and other.external_id < s.external_id)
                     and l.directory_id = 0 and l.external_id is null and l.status <> 'deleted'
                 where s.run_id = $1
             )
@@ -107,13 +110,12 @@ impl Run {
             from member m
             left join authz.users u on u.external_id = m.external_id
             where (u.user_id is null and m.user_name is not null)
-               -- Nobody's row, or ours that is listed no more. One that its own directory deleted stays deleted.
+               -- Nobody's row only. A user whom a directory lists no more is gone, also if a group still names
+               -- them: else a listing cut short would turn people, suspended ones too, into externals.
                or (u.directory_id is null
                    and (u.status <> 'external' or u.user_name <> coalesce(m.user_name, u.user_name)))
-               or (u.directory_id = $2 and u.status <> 'deleted')
             "#,
             self.run_id,
-            self.directory_id,
         )
         .execute(tx)
         .await?;

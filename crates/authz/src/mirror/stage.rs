@@ -60,7 +60,7 @@ impl Run {
     /// # Errors
     /// [`Error::Database`] if the database does not answer.
     pub async fn stage_users(&self, users: &[StagedUser]) -> Result<(), Error> {
-        let ids: Vec<_> = users.iter().map(|u| u.external_id.clone()).collect();
+        let ids: Vec<_> = users.iter().map(|u| storable(&u.external_id)).collect();
         let names: Vec<_> = users.iter().map(|u| u.name.as_ref().map(ToString::to_string)).collect();
         let display_names: Vec<_> = users.iter().map(|u| storable(&u.display_name)).collect();
         let suspended: Vec<_> = users.iter().map(|u| u.suspended).collect();
@@ -87,7 +87,7 @@ impl Run {
     /// # Errors
     /// [`Error::Database`] if the database does not answer.
     pub async fn stage_groups(&self, groups: &[StagedGroup]) -> Result<(), Error> {
-        let ids: Vec<_> = groups.iter().map(|g| g.external_id.clone()).collect();
+        let ids: Vec<_> = groups.iter().map(|g| storable(&g.external_id)).collect();
         let names: Vec<_> = groups.iter().map(|g| g.name.as_ref().map(ToString::to_string)).collect();
         let display_names: Vec<_> = groups.iter().map(|g| storable(&g.display_name)).collect();
         let descriptions: Vec<_> = groups.iter().map(|g| storable(&g.description)).collect();
@@ -131,7 +131,7 @@ impl Run {
                 StagedMember::Everyone => ("everyone", "everyone", None, Role::Member),
             };
             kinds.push(kind.to_owned());
-            ids.push(id.to_owned());
+            ids.push(storable(id));
             names.push(name);
             roles.push(role.as_str().to_owned());
         }
@@ -230,6 +230,6 @@ impl Run {
 }
 
 /// Postgres takes every character in a text but NUL.
-fn storable(text: &str) -> String {
+pub(super) fn storable(text: &str) -> String {
     text.replace('\0', "")
 }
