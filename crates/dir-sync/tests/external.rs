@@ -217,7 +217,7 @@ async fn user_whom_two_directories_list_stays_with_the_first() {
 }
 
 #[tokio::test]
-async fn listed_user_who_leaves_but_stays_a_member_becomes_external() {
+async fn listed_user_who_leaves_is_gone_though_a_group_still_names_them() {
     let (_database, pool) = database().await;
     let org = Org::new("C1")
         .user("1", "ada")
@@ -232,8 +232,9 @@ async fn listed_user_who_leaves_but_stays_a_member_becomes_external() {
     let left = org.unlisted_user("2");
     let report = sync_with(&pool, MAIN, &left, include_external()).await;
     assert_eq!(report.status, Status::Applied, "{report}");
-    assert!(!can(&pool, "bo").await, "no longer one of everyone");
+    assert!(!can(&pool, "bo").await);
+    let plan = report.plan.unwrap();
+    assert_eq!((plan.counts.users.removed, plan.counts.users.changed), (1, 0), "the guard counts it");
     assert_eq!(sync_with(&pool, MAIN, &left, include_external()).await.status, Status::Unchanged);
-    applied(&pool, &left).await;
     assert_eq!(sync(&pool, MAIN, &left).await.status, Status::Unchanged);
 }
