@@ -8,7 +8,7 @@ use std::time::Duration;
 use authz::DirectoryName;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
-use sqlx::{Connection, PgPool};
+use sqlx::{ConnectOptions, Connection, PgPool};
 
 use crate::file::FileSource;
 use crate::google::{GoogleConfig, GoogleSource};
@@ -189,7 +189,8 @@ impl Database {
     pub async fn connect(&self) -> Result<PgPool, StartError> {
         let options = PgConnectOptions::from_str(&self.database_url)
             .map_err(StartError::DatabaseUrl)?
-            .application_name("dir-sync");
+            .application_name("dir-sync")
+            .disable_statement_logging(); // a bulk statement that takes seconds is no news
         let place = options.get_socket().map_or_else(
             || format!("{}:{}", options.get_host(), options.get_port()),
             |s| s.display().to_string(),

@@ -84,7 +84,10 @@ impl DirectorySync {
                         report.plan = Some(plan);
                         report.status = Status::Planned;
                     }
-                    Err(error) => report.error = Some(error_chain(&error)),
+                    Err(error) => {
+                        report.error = Some(error_chain(&error));
+                        self.record_failure(&report).await;
+                    }
                 }
             }
             Err(error) => fail(&mut report, &error),

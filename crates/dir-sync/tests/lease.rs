@@ -188,7 +188,7 @@ async fn a_plan_is_made_of_what_it_will_change() {
         .execute(&mut *other)
         .await
         .unwrap_err();
-    let code = error.as_database_error().and_then(|e| e.code()).unwrap().into_owned();
+    let code = error.as_database_error().and_then(sqlx::error::DatabaseError::code).unwrap().into_owned();
     assert_eq!(code, "55P03", "who would change the mirror has to wait: {error}");
     apply(planned).await;
     sqlx::raw_sql("insert into authz.users (user_name) values ('afterwards')")
