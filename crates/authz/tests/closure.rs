@@ -1,5 +1,7 @@
 //! The closure of the group graph is right after any change, by whomever, however many at once.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop")]
+
 mod support;
 
 use std::collections::BTreeMap;

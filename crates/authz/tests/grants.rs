@@ -1,5 +1,7 @@
 //! Grants, their rules, and what they do to decisions.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop")]
+
 mod support;
 
 use authz::grant::{self, Grant};

@@ -1,5 +1,7 @@
 //! What the database itself holds: constraints, revision, changes, the audit trail, and migrations.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop")]
+
 mod support;
 
 use authz::audit::{self, Outcome, Record};
