@@ -65,7 +65,7 @@ impl FromStr for Limit {
 /// The limits of one directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Users removed or newly suspended.
+    /// Users removed, newly suspended, or newly external.
     pub users: Limit,
     /// Groups removed.
     pub groups: Limit,
@@ -135,7 +135,7 @@ impl fmt::Display for Violation {
             Self::TooMany { kind: Kind::Users, going, there, limit } => {
                 write!(
                     f,
-                    "{going} of {there} users would be removed or suspended, at most {limit} may at once"
+                    "{going} of {there} users would be removed, suspended or external, at most {limit} may at once"
                 )
             }
             Self::TooMany { kind, going, there, limit } => {
@@ -156,7 +156,7 @@ pub fn judge(plan: &Plan, limits: &Limits) -> Vec<Violation> {
             limits.users,
             plan.before.users,
             plan.listed.users,
-            counts.users.removed + plan.newly_suspended,
+            counts.users.removed + plan.newly_suspended + plan.newly_external,
         ),
         (Kind::Groups, limits.groups, plan.before.groups, plan.listed.groups, counts.groups.removed),
         (

@@ -66,6 +66,17 @@ impl fmt::Display for Summary<'_> {
         )?;
         names(
             f,
+            "now external",
+            plan.newly_external,
+            plan.users.iter().filter_map(|u| {
+                match (u.change, u.old_status.as_deref(), u.new_status.as_deref()) {
+                    (Change::Change, Some(old), Some("external")) if old != "external" => u.new_name.clone(),
+                    _ => None,
+                }
+            }),
+        )?;
+        names(
+            f,
             "groups gone",
             plan.counts.groups.removed,
             plan.groups.iter().filter_map(|g| match g.change {

@@ -5,6 +5,7 @@
 mod support;
 
 use dir_sync::Status;
+use dir_sync::guard::{Limit, Limits, admit};
 use sqlx::PgPool;
 
 use self::support::*;
@@ -217,7 +218,7 @@ async fn user_whom_two_directories_list_stays_with_the_first() {
 }
 
 #[tokio::test]
-async fn listed_user_who_leaves_is_gone_though_a_group_still_names_them() {
+async fn listed_user_who_leaves_but_stays_a_member_becomes_external_and_the_guard_counts_it() {
     let (_database, pool) = database().await;
     let org = Org::new("C1")
         .user("1", "ada")
@@ -234,7 +235,13 @@ async fn listed_user_who_leaves_is_gone_though_a_group_still_names_them() {
     assert_eq!(report.status, Status::Applied, "{report}");
     assert!(!can(&pool, "bo").await);
     let plan = report.plan.unwrap();
-    assert_eq!((plan.counts.users.removed, plan.counts.users.changed), (1, 0), "the guard counts it");
+    assert_eq!((plan.counts.users.changed, plan.newly_external), (1, 1));
+    let strict = Limits { users: Limit::new(0, 0), ..Limits::default() };
+    assert!(admit(&plan, &strict, None).is_err());
     assert_eq!(sync_with(&pool, MAIN, &left, include_external()).await.status, Status::Unchanged);
+    applied(&pool, &left).await;
     assert_eq!(sync(&pool, MAIN, &left).await.status, Status::Unchanged);
+    // What the mirror says depends on the directory, not on how it came about: gone once, external again.
+    assert_eq!(sync_with(&pool, MAIN, &left, include_external()).await.status, Status::Applied);
+    assert_eq!(sync_with(&pool, MAIN, &left, include_external()).await.status, Status::Unchanged);
 }

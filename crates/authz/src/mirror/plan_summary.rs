@@ -18,6 +18,8 @@ impl Run {
                 (select count(*) filter (where op = 'change') from authz.sync_plan_users where run_id = $1) as "users_changed!",
                 (select count(*) filter (where op = 'change' and old_status <> 'suspended' and new_status = 'suspended')
                  from authz.sync_plan_users where run_id = $1) as "newly_suspended!",
+                (select count(*) filter (where op = 'change' and old_directory_id = $2 and new_directory_id is null)
+                 from authz.sync_plan_users where run_id = $1) as "newly_external!",
                 (select count(*) filter (where op = 'add') from authz.sync_plan_groups where run_id = $1) as "groups_added!",
                 (select count(*) filter (where op = 'remove') from authz.sync_plan_groups where run_id = $1) as "groups_removed!",
                 (select count(*) filter (where op = 'change') from authz.sync_plan_groups where run_id = $1) as "groups_changed!",
@@ -67,6 +69,7 @@ impl Run {
             },
             listed,
             newly_suspended: count(totals.newly_suspended),
+            newly_external: count(totals.newly_external),
             external_users: count(totals.external_users),
             external_groups: count(totals.external_groups),
             incomplete_groups: self.incomplete_groups(&mut *tx).await?,

@@ -110,12 +110,14 @@ impl Run {
             from member m
             left join authz.users u on u.external_id = m.external_id
             where (u.user_id is null and m.user_name is not null)
-               -- Nobody's row only. A user whom a directory lists no more is gone, also if a group still names
-               -- them: else a listing cut short would turn people, suspended ones too, into externals.
+               -- Nobody's row, or ours that is listed no more (the guard counts those). One that another
+               -- directory has is its business, also a deleted one.
                or (u.directory_id is null
                    and (u.status <> 'external' or u.user_name <> coalesce(m.user_name, u.user_name)))
+               or u.directory_id = $2
             "#,
             self.run_id,
+            self.directory_id,
         )
         .execute(tx)
         .await?;

@@ -19,6 +19,8 @@ pub struct Plan {
     pub listed: Totals,
     /// Users who would be suspended by it.
     pub newly_suspended: u64,
+    /// Users whom the directory lists no more, and who stay as external members of groups.
+    pub newly_external: u64,
     /// Distinct members that the directory does not list as users.
     pub external_users: u64,
     /// Distinct member groups that the directory does not list; they are never mirrored.
