@@ -71,7 +71,7 @@ pub struct Job {
     /// Link local users and groups that have the name of a directory's one, instead of reporting a conflict.
     #[arg(long, env = "DIR_SYNC_ADOPT_LOCAL")]
     pub adopt_local: bool,
-    /// Users that may be removed or suspended at once: a share, or a number, whichever is more.
+    /// Users that may be removed, suspended or turned external at once: a share, or a number, whichever is more.
     #[arg(long, env = "DIR_SYNC_MAX_REMOVED_USERS", value_name = "LIMIT", default_value_t = Limits::default().users)]
     pub max_removed_users: Limit,
     /// Groups that may be removed at once.

@@ -20,8 +20,7 @@ impl Planned {
     /// Returns the plan and the revision that the mirror has now.
     ///
     /// # Errors
-    /// [`Error::Database`], for example if a local user took a name meanwhile that the plan gives to another:
-    /// nothing was changed, and the next run will see it.
+    /// [`Error::Database`] if the database does not answer, or refuses: nothing was changed.
     pub async fn apply(
         mut self,
         message: Option<&str>,
