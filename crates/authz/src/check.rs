@@ -1,72 +1,166 @@
-//! The authoritative check: one statement, one round trip, on a pool or inside the caller's transaction.
+//! The authoritative checks: one statement, one round trip, on a pool or inside the caller's transaction.
 
 use chrono::{DateTime, Utc};
 use sqlx::PgExecutor;
 
 use crate::decision::{Allow, Decision, Deny, DenyReason, Holder, MatchedGrant, Revision};
 use crate::error::Error;
-use crate::name::{ActionName, ActionPattern, GroupName, UserName};
+use crate::name::{ActionName, ActionPattern, GroupName, UserKey, UserName};
 
 /// Whether `user` may do `action` now, by the database's clock.
 ///
-/// Pass a pool, or `&mut *transaction` to decide on what the transaction sees, its own changes included.
+/// The user is a [`UserName`](crate::UserName) or the [`Sub`](crate::Sub) of a login. Pass a pool, or `&mut *transaction`
+/// to decide on what the transaction sees, its own changes included.
 ///
 /// # Errors
 /// [`Error::Database`] if the database does not answer: the caller cannot tell, and must not go on.
-pub async fn check(
+pub async fn check<'u>(
     executor: impl PgExecutor<'_>,
-    user: &UserName,
+    user: impl Into<UserKey<'u>>,
     action: &ActionName,
 ) -> Result<Decision, Error> {
+    let key = user.into();
+    // The statement is prepared once per connection and must be cheap in its generic plan, since Postgres chooses
+    // between that and planning anew each time: hence `limit 1` around the two ways to find a user
+    // (held by the test `a_check_is_planned_once_per_connection`).
     let facts = sqlx::query_as!(
         Facts,
         r#"
         select (select revision from authz.revision) as "revision!",
                s.status as "status?",
-               exists (select from authz.actions a where a.action_name = $2) as "action_is_known!",
+               exists (select from authz.actions a where a.action_name = $3) as "action_is_known!",
                m.pattern as "pattern?", m.expires_at as "expires_at?", m.live as "live?", m.depth as "depth?",
-               holder.group_name as "holder?", entry.group_name as "entry?"
+               m.holder as "holder?", m.entry as "entry?"
         from (values (1)) one (row)
         left join (
-            select u.user_id, u.status, u.directory_id
-            from authz.users u
-            where u.user_name = $1 and u.status <> 'deleted'
+            select * from (
+                select u.user_id, u.status, u.directory_id
+                from authz.users u
+                where u.user_name = $1 and u.status <> 'deleted'
+                union all
+                select u.user_id, u.status, u.directory_id
+                from authz.users u
+                where u.external_id = $2 and u.status <> 'deleted'
+            ) found
+            limit 1
         ) s on true
         left join lateral (
             select ua.action_name as pattern, ua.expires_at,
                    (ua.expires_at is null or ua.expires_at > statement_timestamp()) as live,
-                   0 as depth, null::bigint as holder_id, null::bigint as entry_id
+                   0 as depth, null::bigint as holder_id, null::bigint as entry_id,
+                   null::text as holder, null::text as entry
             from authz.user_actions ua
-            where ua.user_id = s.user_id and ua.action_name = any ($3)
+            where ua.user_id = s.user_id and ua.action_name = any ($4)
             union all
             select ga.action_name, ga.expires_at,
                    (ga.expires_at is null or ga.expires_at > statement_timestamp()),
-                   an.depth, an.ancestor_id, an.group_id
+                   re.depth, re.holder_id, re.group_id, holder.group_name, entry.group_name
             from (
                 select gu.group_id from authz.group_users gu where gu.user_id = s.user_id
                 union all
                 select gd.group_id from authz.group_directories gd where gd.directory_id = s.directory_id
             ) mine
-            join authz.group_ancestors an on an.group_id = mine.group_id
-            join authz.group_actions ga on ga.group_id = an.ancestor_id and ga.action_name = any ($3)
-            join authz.groups g on g.group_id = an.ancestor_id and g.status = 'active'
+            join authz.group_reach re on re.group_id = mine.group_id and re.action_name = any ($4)
+            join authz.group_actions ga on ga.group_id = re.holder_id and ga.action_name = re.action_name
+            join authz.groups holder on holder.group_id = re.holder_id and holder.status = 'active'
+            join authz.groups entry on entry.group_id = re.group_id
             order by live desc, depth, pattern, holder_id nulls first, entry_id
             limit 1
         ) m on true
-        left join authz.groups holder on holder.group_id = m.holder_id
-        left join authz.groups entry on entry.group_id = m.entry_id
         "#,
-        user.as_str(),
+        key.name(),
+        key.sub(),
         action.as_str(),
         &action.covering(),
     )
     .fetch_one(executor)
     .await?;
     let decision = facts.decide()?;
+    warn_of_unknown(action, &decision);
+    Ok(decision)
+}
+
+/// Answers many questions in one statement and one round trip: one decision per question, in their order, all of
+/// the same revision. Questions may repeat, and may name what is not known.
+///
+/// # Errors
+/// [`Error::Database`] if the database does not answer: none of the questions is answered then.
+pub async fn check_many(
+    executor: impl PgExecutor<'_>,
+    questions: &[(UserName, ActionName)],
+) -> Result<Vec<Decision>, Error> {
+    if questions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let users: Vec<&str> = questions.iter().map(|(user, _)| user.as_str()).collect();
+    let actions: Vec<&str> = questions.iter().map(|(_, action)| action.as_str()).collect();
+    // An array of arrays would have to be rectangular; a space is in no pattern.
+    let patterns: Vec<String> = questions.iter().map(|(_, action)| action.covering().join(" ")).collect();
+    let facts = sqlx::query_as!(
+        Facts,
+        r#"
+        select (select revision from authz.revision) as "revision!",
+               s.status as "status?",
+               exists (select from authz.actions a where a.action_name = q.action_name) as "action_is_known!",
+               m.pattern as "pattern?", m.expires_at as "expires_at?", m.live as "live?", m.depth as "depth?",
+               m.holder as "holder?", m.entry as "entry?"
+        from (
+            select u.n, u.user_name, u.action_name, string_to_array(u.patterns, ' ') as patterns
+            from unnest($1::text[], $2::text[], $3::text[]) with ordinality u (user_name, action_name, patterns, n)
+            offset 0
+        ) q
+        left join lateral (
+            select u.user_id, u.status, u.directory_id
+            from authz.users u
+            where u.user_name = q.user_name and u.status <> 'deleted'
+            limit 1
+        ) s on true
+        left join lateral (
+            select ua.action_name as pattern, ua.expires_at,
+                   (ua.expires_at is null or ua.expires_at > statement_timestamp()) as live,
+                   0 as depth, null::bigint as holder_id, null::bigint as entry_id,
+                   null::text as holder, null::text as entry
+            from authz.user_actions ua
+            where ua.user_id = s.user_id and ua.action_name = any (q.patterns)
+            union all
+            select ga.action_name, ga.expires_at,
+                   (ga.expires_at is null or ga.expires_at > statement_timestamp()),
+                   re.depth, re.holder_id, re.group_id, holder.group_name, entry.group_name
+            from (
+                select gu.group_id from authz.group_users gu where gu.user_id = s.user_id
+                union all
+                select gd.group_id from authz.group_directories gd where gd.directory_id = s.directory_id
+            ) mine
+            join authz.group_reach re on re.group_id = mine.group_id and re.action_name = any (q.patterns)
+            join authz.group_actions ga on ga.group_id = re.holder_id and ga.action_name = re.action_name
+            join authz.groups holder on holder.group_id = re.holder_id and holder.status = 'active'
+            join authz.groups entry on entry.group_id = re.group_id
+            order by live desc, depth, pattern, holder_id nulls first, entry_id
+            limit 1
+        ) m on true
+        order by q.n
+        "#,
+        &users as &[&str],
+        &actions as &[&str],
+        &patterns,
+    )
+    .fetch_all(executor)
+    .await?;
+    if facts.len() != questions.len() {
+        let what = format!("{} answers to {} questions", facts.len(), questions.len());
+        return Err(Error::Unreadable { what });
+    }
+    let decisions = facts.into_iter().map(Facts::decide).collect::<Result<Vec<_>, _>>()?;
+    for ((_, action), decision) in questions.iter().zip(&decisions) {
+        warn_of_unknown(action, decision);
+    }
+    Ok(decisions)
+}
+
+fn warn_of_unknown(action: &ActionName, decision: &Decision) {
     if let Decision::Deny(Deny { reason: DenyReason::UnknownAction, .. }) = decision {
         tracing::warn!(%action, "a check names an action that is not registered, so nobody may do it");
     }
-    Ok(decision)
 }
 
 /// What the database knows about a question.

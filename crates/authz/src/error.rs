@@ -95,6 +95,17 @@ pub enum Error {
     /// The name `local` is not a directory that can be synced.
     #[error("`local` is what is kept by hand and has no source; give the directory another name")]
     LocalDirectory,
+    /// A directory is not as fresh as was demanded. The caller cannot tell whether the user may do it: not an allow.
+    #[error(
+        "a directory {}, and at most {max:?} of age was asked for; see whether dir-sync runs and ends completely",
+        age.map_or_else(|| "was never synced completely".to_owned(), |age| format!("was last synced completely {age:?} ago"))
+    )]
+    DirectoryStale {
+        /// How long ago; `None` for never.
+        age: Option<std::time::Duration>,
+        /// How long ago it may be.
+        max: std::time::Duration,
+    },
     /// The tables are missing.
     #[error(
         "the database has no authz tables (or an older version of them); run `dir-sync migrate` or call `authz::migrate`"

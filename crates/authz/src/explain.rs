@@ -8,7 +8,7 @@ use sqlx::types::Json;
 use crate::check::Facts;
 use crate::decision::Decision;
 use crate::error::Error;
-use crate::name::{ActionName, ActionPattern, GroupName, UserName};
+use crate::name::{ActionName, ActionPattern, GroupName, UserKey};
 
 /// At most so many groups are named in [`Explanation::would_allow`].
 pub const WOULD_ALLOW_LIMIT: i64 = 100;
@@ -26,6 +26,51 @@ pub struct Explanation {
     pub expired: Vec<Path>,
     /// On deny, the groups whose members may do it, by name, at most [`WOULD_ALLOW_LIMIT`].
     pub would_allow: Vec<GroupName>,
+    /// On deny, the fewest facts that would turn it into an allow.
+    pub missing: Missing,
+}
+
+/// The smallest change of facts that would allow: all of [`required`](Self::required), and, if there are any, one
+/// of [`one_of`](Self::one_of). Empty on allow.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Missing {
+    /// Facts without which nothing else helps.
+    pub required: Vec<Fact>,
+    /// Facts of which any single one suffices, once the required ones are there.
+    pub one_of: Vec<Fact>,
+}
+
+/// Something that is not so, and would have to be for an allow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Fact {
+    /// There is a user of that name (or `sub`).
+    UserExists,
+    /// The user is not suspended.
+    UserIsActive,
+    /// The action is registered.
+    ActionIsRegistered(ActionName),
+    /// This grant, which reaches the user, has not ended.
+    GrantIsRenewed(Path),
+    /// The user is in this group.
+    MemberOf(GroupName),
+    /// The user has a grant of the action.
+    Granted(ActionName),
+}
+
+impl std::fmt::Display for Fact {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::UserExists => f.write_str("the user exists"),
+            Self::UserIsActive => f.write_str("the user is not suspended"),
+            Self::ActionIsRegistered(action) => write!(f, "action `{action}` is registered"),
+            Self::GrantIsRenewed(path) => write!(f, "the ended grant {path} is renewed"),
+            Self::MemberOf(group) => write!(f, "the user is in group `{group}`"),
+            Self::Granted(action) => write!(f, "`{action}` is granted to the user"),
+        }
+    }
 }
 
 /// One way in which the user comes by a grant.
@@ -67,17 +112,18 @@ impl std::fmt::Display for Path {
 /// # Errors
 /// [`Error::Database`] if the database does not answer.
 #[expect(clippy::too_many_lines, reason = "one statement, which reads best in one piece")]
-pub async fn explain(
+pub async fn explain<'u>(
     executor: impl PgExecutor<'_>,
-    user: &UserName,
+    user: impl Into<UserKey<'u>>,
     action: &ActionName,
 ) -> Result<Explanation, Error> {
+    let key = user.into();
     let row = sqlx::query!(
         r#"
         with recursive subject as (
             select u.user_id, u.status, u.directory_id
             from authz.users u
-            where u.user_name = $1 and u.status <> 'deleted'
+            where (u.user_name = $1 or u.external_id = $5) and u.status <> 'deleted'
         ),
         mine as (
             select gu.group_id, false as everyone
@@ -167,14 +213,16 @@ pub async fn explain(
                       order by g.group_name
                       limit $4) w) as "would_allow!: Json<Vec<GroupName>>"
         "#,
-        user.as_str(),
+        key.name(),
         action.as_str(),
         &action.covering(),
         WOULD_ALLOW_LIMIT,
+        key.sub(),
     )
     .fetch_one(executor)
     .await?;
 
+    let status = row.status.clone();
     let decision = Facts {
         revision: row.revision,
         status: row.status,
@@ -187,6 +235,42 @@ pub async fn explain(
         entry: row.entry,
     }
     .decide()?;
-    let would_allow = if decision.is_allow() { Vec::new() } else { row.would_allow.0 };
-    Ok(Explanation { decision, paths: row.paths.0, expired: row.expired.0, would_allow })
+    let mut explanation = Explanation {
+        decision,
+        paths: row.paths.0,
+        expired: row.expired.0,
+        would_allow: Vec::new(),
+        missing: Missing::default(),
+    };
+    if !explanation.decision.is_allow() {
+        explanation.would_allow = row.would_allow.0;
+        explanation.missing = missing(&explanation, status.as_deref(), row.action_is_known, action);
+    }
+    Ok(explanation)
+}
+
+/// What the denied user lacks. A grant to the user of an action that is not registered is no way out: it could not
+/// be stored, so registering comes first.
+fn missing(
+    denied: &Explanation,
+    status: Option<&str>,
+    action_is_known: bool,
+    action: &ActionName,
+) -> Missing {
+    let mut required = Vec::new();
+    match status {
+        None => required.push(Fact::UserExists),
+        Some("suspended") => required.push(Fact::UserIsActive),
+        Some(_) => {}
+    }
+    if !action_is_known {
+        required.push(Fact::ActionIsRegistered(action.clone()));
+    }
+    if !denied.paths.is_empty() {
+        return Missing { required, one_of: Vec::new() };
+    }
+    let renewed = denied.expired.iter().cloned().map(Fact::GrantIsRenewed);
+    let joined = denied.would_allow.iter().cloned().map(Fact::MemberOf);
+    let one_of = renewed.chain(joined).chain([Fact::Granted(action.clone())]).collect();
+    Missing { required, one_of }
 }

@@ -12,6 +12,8 @@ pub mod user;
 
 pub mod group;
 
+pub mod directory;
+
 pub mod action;
 
 pub mod grant;
@@ -22,16 +24,19 @@ mod check;
 
 mod explain;
 
+mod list;
+
 pub mod mirror;
 
 mod migrate;
 
 mod service;
 
-pub use check::check;
+pub use check::{check, check_many};
 pub use decision::{Allow, Decision, Deny, DenyReason, Holder, MatchedGrant, Revision};
 pub use error::Error;
-pub use explain::{Explanation, Path, WOULD_ALLOW_LIMIT, explain};
+pub use explain::{Explanation, Fact, Missing, Path, WOULD_ALLOW_LIMIT, explain};
+pub use list::{PAGE_LIMIT, Page, actions_of, users_who_can};
 pub use migrate::{migrate, schema_fingerprint};
-pub use name::{ActionName, ActionPattern, DirectoryName, GroupName, NameError, UserName};
+pub use name::{ActionName, ActionPattern, DirectoryName, GroupName, NameError, Sub, UserKey, UserName};
 pub use service::Authz;

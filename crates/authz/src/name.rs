@@ -88,6 +88,7 @@ macro_rules! text_newtype {
             }
 
             /// A name read from the database, which holds canonical names only.
+            #[allow(dead_code, reason = "not every name is read back")]
             pub(crate) fn stored(text: String) -> Self {
                 Self(text.into())
             }
@@ -174,6 +175,83 @@ impl GroupName {
     }
 }
 text_newtype!(GroupName);
+
+/// The `sub` of an OpenID Connect login: the directory's immutable id of a user, compared byte by byte
+/// ([OpenID Connect Core, section 2](https://openid.net/specs/openid-connect-core-1_0.html#IDToken)).
+///
+/// Unlike the e-mail address it never passes to another person, so prefer it where a login gives it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Sub(String);
+
+impl Sub {
+    /// Parses a `sub`. Nothing is trimmed or lower-cased: it is case-sensitive.
+    ///
+    /// # Errors
+    /// [`NameError`] if it is empty, longer than 255 bytes, or holds white space or control characters.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        const LIMIT: usize = 255;
+        if text.is_empty() {
+            return Err(NameError::Empty { kind: "sub" });
+        }
+        if text.len() > LIMIT {
+            return Err(NameError::TooLong { kind: "sub", length: text.len(), limit: LIMIT });
+        }
+        if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            return Err(NameError::Space { kind: "sub", text: text.escape_debug().to_string() });
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+text_newtype!(Sub);
+
+/// How a user is found: by name, or by the `sub` of a login.
+///
+/// Functions take `impl Into<UserKey>`, so pass a `&UserName` or a `&Sub`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UserKey<'a> {
+    /// By name.
+    Name(&'a UserName),
+    /// By the directory's immutable id.
+    Sub(&'a Sub),
+}
+
+impl<'a> UserKey<'a> {
+    pub(crate) fn name(self) -> Option<&'a str> {
+        match self {
+            Self::Name(name) => Some(name.as_str()),
+            Self::Sub(_) => None,
+        }
+    }
+
+    pub(crate) fn sub(self) -> Option<&'a str> {
+        match self {
+            Self::Name(_) => None,
+            Self::Sub(sub) => Some(sub.as_str()),
+        }
+    }
+}
+
+impl<'a> From<&'a UserName> for UserKey<'a> {
+    fn from(name: &'a UserName) -> Self {
+        Self::Name(name)
+    }
+}
+
+impl<'a> From<&'a Sub> for UserKey<'a> {
+    fn from(sub: &'a Sub) -> Self {
+        Self::Sub(sub)
+    }
+}
+
+impl fmt::Display for UserKey<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(name) => name.fmt(f),
+            Self::Sub(sub) => write!(f, "sub {sub}"),
+        }
+    }
+}
 
 /// The name of a directory: `local`, or what `dir-sync --directory` is given.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -335,6 +413,14 @@ mod tests {
     #[test]
     fn user_names_are_trimmed_and_ascii_lower_cased() {
         assert_eq!(UserName::parse("\tÄda@Example.COM\n").unwrap().as_str(), "Äda@example.com");
+    }
+
+    #[test]
+    fn a_sub_is_taken_as_it_is() {
+        assert_eq!(Sub::parse("1AbC").unwrap().as_str(), "1AbC");
+        for text in ["", " 1", "1\n", &"1".repeat(256)] {
+            assert!(Sub::parse(text).is_err(), "{text:?}");
+        }
     }
 
     #[test]

@@ -1,11 +1,15 @@
 //! What a service holds on to: the pool, and the questions that it asks on every request.
 
+use std::time::Duration;
+
 use sqlx::PgPool;
 
 use crate::decision::Decision;
+use crate::directory;
 use crate::error::Error;
 use crate::explain::Explanation;
-use crate::name::{ActionName, UserName};
+use crate::list::Page;
+use crate::name::{ActionName, UserKey, UserName};
 
 /// A handle on the permissions in one Postgres; cheap to clone.
 ///
@@ -14,13 +18,22 @@ use crate::name::{ActionName, UserName};
 #[derive(Debug, Clone)]
 pub struct Authz {
     pool: PgPool,
+    max_directory_age: Option<Duration>,
 }
 
 impl Authz {
     /// On a pool whose database has the tables (see [`migrate`](crate::migrate())).
     #[must_use]
     pub const fn new(pool: PgPool) -> Self {
-        Self { pool }
+        Self { pool, max_directory_age: None }
+    }
+
+    /// Demands of each answer that every directory was synced completely within `max` before it: otherwise the
+    /// answer is [`Error::DirectoryStale`]. Costs a round trip more; see [`directory::require_fresh`].
+    #[must_use]
+    pub const fn max_directory_age(mut self, max: Duration) -> Self {
+        self.max_directory_age = Some(max);
+        self
     }
 
     /// The pool.
@@ -33,15 +46,65 @@ impl Authz {
     ///
     /// # Errors
     /// [`Error::Database`] if the database does not answer: neither an allow nor a deny.
-    pub async fn check(&self, user: &UserName, action: &ActionName) -> Result<Decision, Error> {
+    pub async fn check<'u>(
+        &self,
+        user: impl Into<UserKey<'u>>,
+        action: &ActionName,
+    ) -> Result<Decision, Error> {
+        let user = user.into();
+        self.require_fresh_directories().await?;
         crate::check(&self.pool, user, action).await
+    }
+
+    /// Answers many questions in one round trip; see [`check_many`](crate::check_many()).
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer.
+    pub async fn check_many(&self, questions: &[(UserName, ActionName)]) -> Result<Vec<Decision>, Error> {
+        self.require_fresh_directories().await?;
+        crate::check_many(&self.pool, questions).await
     }
 
     /// Why `user` may or may not do `action`; see [`explain`](crate::explain()).
     ///
     /// # Errors
     /// [`Error::Database`] if the database does not answer.
-    pub async fn explain(&self, user: &UserName, action: &ActionName) -> Result<Explanation, Error> {
+    pub async fn explain<'u>(
+        &self,
+        user: impl Into<UserKey<'u>>,
+        action: &ActionName,
+    ) -> Result<Explanation, Error> {
         crate::explain(&self.pool, user, action).await
+    }
+
+    /// What `user` may do now; see [`actions_of`](crate::actions_of()).
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer.
+    pub async fn actions_of<'u>(&self, user: impl Into<UserKey<'u>>) -> Result<Vec<ActionName>, Error> {
+        let user = user.into();
+        self.require_fresh_directories().await?;
+        crate::actions_of(&self.pool, user).await
+    }
+
+    /// Who may do `action` now, page by page; see [`users_who_can`](crate::users_who_can()).
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer.
+    pub async fn users_who_can(
+        &self,
+        action: &ActionName,
+        after: Option<&UserName>,
+        limit: u32,
+    ) -> Result<Page, Error> {
+        self.require_fresh_directories().await?;
+        crate::users_who_can(&self.pool, action, after, limit).await
+    }
+
+    async fn require_fresh_directories(&self) -> Result<(), Error> {
+        match self.max_directory_age {
+            Some(max) => directory::require_fresh(&self.pool, max).await,
+            None => Ok(()),
+        }
     }
 }

@@ -1,0 +1,51 @@
+//! Directories: how fresh what they mirror is.
+
+use std::time::Duration;
+
+use sqlx::PgExecutor;
+
+use crate::error::Error;
+
+/// How long ago, by the database's clock, the directory that is furthest behind was synced completely. Zero if there is none
+/// but what is kept by hand.
+///
+/// # Errors
+/// [`Error::DirectoryStale`] without an age if a directory was never synced completely, [`Error::Database`] if the
+/// database does not answer.
+pub async fn age(executor: impl PgExecutor<'_>) -> Result<Duration, Error> {
+    oldest(executor).await?.ok_or(Error::DirectoryStale { age: None, max: Duration::MAX })
+}
+
+/// Demands that every directory was synced completely within `max`.
+///
+/// Ask it before the check whose answer depends on it, in the same transaction or not: what is fresh enough now is as
+/// fresh when the check runs. It judges all directories, since a right may come from any of them.
+///
+/// # Errors
+/// [`Error::DirectoryStale`] if one was not: then nobody can tell who may do what, and it is neither allow nor
+/// deny. [`Error::Database`] if the database does not answer.
+pub async fn require_fresh(executor: impl PgExecutor<'_>, max: Duration) -> Result<(), Error> {
+    match oldest(executor).await? {
+        Some(age) if age <= max => Ok(()),
+        age => Err(Error::DirectoryStale { age, max }),
+    }
+}
+
+/// `None` if one was never synced completely.
+async fn oldest(executor: impl PgExecutor<'_>) -> Result<Option<Duration>, Error> {
+    let row = sqlx::query!(
+        r#"
+        select count(*) filter (where d.last_complete_sync_at is null) as "never!",
+               extract(epoch from clock_timestamp() - min(d.last_complete_sync_at))::float8 as seconds
+        from authz.directories d
+        where d.directory_id <> 0
+        "#
+    )
+    .fetch_one(executor)
+    .await?;
+    if row.never > 0 {
+        return Ok(None);
+    }
+    // A clock that was set back shows as a negative age.
+    Ok(Some(Duration::try_from_secs_f64(row.seconds.unwrap_or_default().max(0.0)).unwrap_or(Duration::MAX)))
+}
