@@ -6,16 +6,6 @@ use sqlx::PgExecutor;
 
 use crate::error::Error;
 
-/// How long ago, by the database's clock, the directory that is furthest behind was synced completely. Zero if there is none
-/// but what is kept by hand.
-///
-/// # Errors
-/// [`Error::DirectoryStale`] without an age if a directory was never synced completely, [`Error::Database`] if the
-/// database does not answer.
-pub async fn age(executor: impl PgExecutor<'_>) -> Result<Duration, Error> {
-    oldest(executor).await?.ok_or(Error::DirectoryStale { age: None, max: Duration::MAX })
-}
-
 /// Demands that every directory was synced completely within `max`.
 ///
 /// Ask it before the check whose answer depends on it, in the same transaction or not: what is fresh enough now is as
@@ -25,14 +15,18 @@ pub async fn age(executor: impl PgExecutor<'_>) -> Result<Duration, Error> {
 /// [`Error::DirectoryStale`] if one was not: then nobody can tell who may do what, and it is neither allow nor
 /// deny. [`Error::Database`] if the database does not answer.
 pub async fn require_fresh(executor: impl PgExecutor<'_>, max: Duration) -> Result<(), Error> {
-    match oldest(executor).await? {
+    match age(executor).await? {
         Some(age) if age <= max => Ok(()),
         age => Err(Error::DirectoryStale { age, max }),
     }
 }
 
-/// `None` if one was never synced completely.
-async fn oldest(executor: impl PgExecutor<'_>) -> Result<Option<Duration>, Error> {
+/// How long ago, by the database's clock, the directory that is furthest behind was synced completely. `None` if one
+/// never was, zero if there is no directory but what is kept by hand.
+///
+/// # Errors
+/// [`Error::Database`] if the database does not answer.
+pub async fn age(executor: impl PgExecutor<'_>) -> Result<Option<Duration>, Error> {
     let row = sqlx::query!(
         r#"
         select count(*) filter (where d.last_complete_sync_at is null) as "never!",
