@@ -22,6 +22,8 @@ mod check;
 
 mod explain;
 
+pub mod permit;
+
 pub mod mirror;
 
 mod migrate;
@@ -34,4 +36,7 @@ pub use error::Error;
 pub use explain::{Explanation, Path, WOULD_ALLOW_LIMIT, explain};
 pub use migrate::{migrate, schema_fingerprint};
 pub use name::{ActionName, ActionPattern, DirectoryName, GroupName, NameError, UserName};
+pub use permit::{
+    Action, Denied, Named, On, Permit, Refusal, WrongPermit, authorize, authorize_named, authorize_on,
+};
 pub use service::Authz;
