@@ -30,6 +30,9 @@ mod migrate;
 
 mod service;
 
+#[cfg(feature = "tower")]
+pub mod web;
+
 pub use check::check;
 pub use decision::{Allow, Decision, Deny, DenyReason, Holder, MatchedGrant, Revision};
 pub use error::Error;
