@@ -295,6 +295,7 @@ impl<A> Permit<A> {
     }
 
     /// The state of the database that the decision is true of.
+    #[must_use]
     pub const fn revision(&self) -> Revision {
         self.says.revision
     }
@@ -381,7 +382,7 @@ pub struct WrongPermit {
 pub enum Refusal {
     /// The user may not.
     #[error(transparent)]
-    Denied(#[from] Denied),
+    Denied(#[from] Box<Denied>),
     /// The resource is not one or more segments of an action's name, so nobody can be granted anything on it.
     #[error(
         "`{resource}` cannot be a resource of `{action}`; a resource is one or more segments of an action name"
@@ -490,7 +491,7 @@ impl<A> Question<A> {
             Decision::Allow(Allow { grant, revision, .. }) => {
                 Ok(Permit::granted(user.clone(), action, resource, Some(grant), revision))
             }
-            Decision::Deny(deny) => Err(Denied { user: user.clone(), action, deny }.into()),
+            Decision::Deny(deny) => Err(Box::new(Denied { user: user.clone(), action, deny }).into()),
         }
     }
 }

@@ -41,6 +41,9 @@ use crate::service::Authz;
 /// An error of the host's own.
 type Cause = Box<dyn StdError + Send + Sync>;
 
+/// The host's way from a request to its user.
+type FindUser = dyn Fn(&Parts) -> Result<Option<UserName>, Cause> + Send + Sync;
+
 /// After how many seconds to try again when nobody could tell.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("5");
 
@@ -98,7 +101,7 @@ pub struct Gate {
 #[derive(Clone)]
 struct Inner {
     decider: Decider,
-    user: Arc<dyn Fn(&Parts) -> Result<Option<UserName>, Cause> + Send + Sync>,
+    user: Arc<FindUser>,
     reveal_reason: bool,
     challenge: HeaderValue,
 }

@@ -60,9 +60,7 @@ impl Gate {
 
 /// What the extractor finds: a permit, and the gate that gave it, since another gate may ask another database.
 struct Passed<A> {
-    #[cfg_attr(not(feature = "axum"), expect(dead_code, reason = "the extractor reads it"))]
     gate: Gate,
-    #[cfg_attr(not(feature = "axum"), expect(dead_code, reason = "the extractor reads it"))]
     permit: Arc<Permit<A>>,
 }
 
