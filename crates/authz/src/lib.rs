@@ -26,11 +26,16 @@ mod explain;
 
 mod list;
 
+pub mod permit;
+
 pub mod mirror;
 
 mod migrate;
 
 mod service;
+
+#[cfg(feature = "tower")]
+pub mod web;
 
 pub use check::{check, check_many};
 pub use decision::{Allow, Decision, Deny, DenyReason, Holder, MatchedGrant, Revision};
@@ -39,4 +44,7 @@ pub use explain::{Explanation, Fact, Missing, Path, WOULD_ALLOW_LIMIT, explain};
 pub use list::{PAGE_LIMIT, Page, actions_of, users_who_can};
 pub use migrate::{migrate, schema_fingerprint};
 pub use name::{ActionName, ActionPattern, DirectoryName, GroupName, NameError, Sub, UserKey, UserName};
+pub use permit::{
+    Action, Denied, Named, On, Permit, Refusal, WrongPermit, authorize, authorize_named, authorize_on,
+};
 pub use service::Authz;

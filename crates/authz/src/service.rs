@@ -10,6 +10,7 @@ use crate::error::Error;
 use crate::explain::Explanation;
 use crate::list::Page;
 use crate::name::{ActionName, UserKey, UserName};
+use crate::permit::{Action, Named, On, Permit, Question, Refusal};
 
 /// A handle on the permissions in one Postgres; cheap to clone.
 ///
@@ -99,6 +100,48 @@ impl Authz {
     ) -> Result<Page, Error> {
         self.require_fresh_directories().await?;
         crate::users_who_can(&self.pool, action, after, limit).await
+    }
+
+    /// A permit for `A`, if `user` may do it now; see [`authorize`](crate::authorize()).
+    ///
+    /// # Errors
+    /// [`Refusal::Denied`] if the user may not, [`Refusal::Undecided`] if the database does not answer.
+    pub async fn authorize<A: Action>(&self, user: &UserName) -> Result<Permit<A>, Refusal> {
+        self.permit(Question::about(), user).await
+    }
+
+    /// A permit for `A` on one resource; see [`authorize_on`](crate::authorize_on()).
+    ///
+    /// # Errors
+    /// As [`authorize`](Self::authorize), and [`Refusal::NotAResource`].
+    pub async fn authorize_on<A: Action>(
+        &self,
+        user: &UserName,
+        resource: &str,
+    ) -> Result<Permit<On<A>>, Refusal> {
+        self.permit(Question::on(resource)?, user).await
+    }
+
+    /// A permit for an action whose name is only known at run time; see [`authorize_named`](crate::authorize_named()).
+    ///
+    /// # Errors
+    /// As [`authorize`](Self::authorize).
+    pub async fn authorize_named(
+        &self,
+        user: &UserName,
+        action: &ActionName,
+    ) -> Result<Permit<Named>, Refusal> {
+        self.permit(Question::named(action), user).await
+    }
+
+    /// Asks for a permit, as fresh as was demanded.
+    pub(crate) async fn permit<A>(
+        &self,
+        question: Question<A>,
+        user: &UserName,
+    ) -> Result<Permit<A>, Refusal> {
+        self.require_fresh_directories().await?;
+        question.ask(&self.pool, user).await
     }
 
     async fn require_fresh_directories(&self) -> Result<(), Error> {

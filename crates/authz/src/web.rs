@@ -1,0 +1,266 @@
+//! Requests: a [`Gate`] finds out who asks, decides, and lets the request pass with its permit or answers it.
+//!
+//! Feature `tower` has the [layer](GateLayer), for any server on the types of the `http` crate; feature `axum` an
+//! extractor as well. Who the user is, only the host knows: by a verified token, a session, or a header that a
+//! trusted proxy sets, and strips from what comes from outside.
+//!
+//! | answer | when |
+//! |---|---|
+//! | 401 | there is no user; with `WWW-Authenticate` (see [`Gate::challenge`]) |
+//! | 403 | the user may not; with the reason only if asked for (see [`Gate::reveal_reason`]) |
+//! | 404 | the resource that the request names cannot be one, so that nobody was ever granted anything on it |
+//! | 503 | nobody could tell; with `Retry-After`, and the cause in the log alone |
+//!
+//! Bodies are `application/problem+json` (RFC 9457), and caches are told not to keep them.
+//!
+//! - A permit travels in the request's extensions, which exist in this process only: nothing that a client sends
+//!   gets there. Whoever can put one there has been given it by this crate.
+//! - No method is special. A browser's preflight (`OPTIONS`) has no user and would get a 401, so a CORS layer
+//!   belongs outside the gate; so does what finds out the user, if the gate only reads its result.
+
+#[cfg(feature = "axum")]
+mod axum;
+mod tower;
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, InvalidHeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::request::Parts;
+use http::{HeaderValue, Response, StatusCode};
+use serde_json::json;
+
+#[cfg(feature = "axum")]
+pub use self::axum::Authorized;
+pub use self::tower::{GateLayer, Gated};
+use crate::name::UserName;
+use crate::permit::{Action, On, Permit, Question, Refusal};
+use crate::service::Authz;
+
+/// An error of the host's own.
+type Cause = Box<dyn StdError + Send + Sync>;
+
+/// The host's way from a request to its user.
+type FindUser = dyn Fn(&Parts) -> Result<Option<UserName>, Cause> + Send + Sync;
+
+/// After how many seconds to try again when nobody could tell.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("5");
+
+/// What a gate asks.
+#[derive(Debug, Clone)]
+pub struct Decider(Source);
+
+#[derive(Debug, Clone)]
+enum Source {
+    Database(Authz),
+}
+
+impl Decider {
+    async fn ask<A>(&self, question: Question<A>, user: &UserName) -> Result<Permit<A>, Refusal> {
+        match &self.0 {
+            Source::Database(authz) => authz.permit(question, user).await,
+        }
+    }
+}
+
+impl From<Authz> for Decider {
+    fn from(authz: Authz) -> Self {
+        Self(Source::Database(authz))
+    }
+}
+
+/// What a host answers when asked for a request's user: `Option<UserName>`, or a `Result` of it where finding
+/// out can fail.
+pub trait Identified {
+    /// `None` if nobody is logged in (or the token is not valid): that is a 401.
+    ///
+    /// # Errors
+    /// If it could not be found out: that is a 503.
+    fn identified(self) -> Result<Option<UserName>, Cause>;
+}
+
+impl Identified for Option<UserName> {
+    fn identified(self) -> Result<Option<UserName>, Cause> {
+        Ok(self)
+    }
+}
+
+impl<E: Into<Cause>> Identified for Result<Option<UserName>, E> {
+    fn identified(self) -> Result<Option<UserName>, Cause> {
+        self.map_err(Into::into)
+    }
+}
+
+/// Lets requests pass by their user's permits; cheap to clone.
+#[derive(Clone)]
+pub struct Gate {
+    inner: Arc<Inner>,
+}
+
+#[derive(Clone)]
+struct Inner {
+    decider: Decider,
+    user: Arc<FindUser>,
+    reveal_reason: bool,
+    challenge: HeaderValue,
+}
+
+impl Gate {
+    /// Decides by `decider` (an [`Authz`]) for the user that `user` finds in a request.
+    ///
+    /// `user` must believe nothing that a client can write as it likes.
+    #[must_use]
+    pub fn new<I: Identified>(
+        decider: impl Into<Decider>,
+        user: impl Fn(&Parts) -> I + Send + Sync + 'static,
+    ) -> Self {
+        let inner = Inner {
+            decider: decider.into(),
+            user: Arc::new(move |parts| user(parts).identified()),
+            reveal_reason: false,
+            challenge: HeaderValue::from_static("Bearer"),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Whether a 403 says who may not do what, and why. Not by default: the reason can name groups.
+    #[must_use]
+    pub fn reveal_reason(mut self, reveal: bool) -> Self {
+        Arc::make_mut(&mut self.inner).reveal_reason = reveal;
+        self
+    }
+
+    /// The `WWW-Authenticate` of a 401, `Bearer realm="ops"` for example; `Bearer` if not set.
+    ///
+    /// # Errors
+    /// If it cannot stand in a header.
+    pub fn challenge(mut self, challenge: &str) -> Result<Self, InvalidHeaderValue> {
+        Arc::make_mut(&mut self.inner).challenge = HeaderValue::from_str(challenge)?;
+        Ok(self)
+    }
+
+    /// A permit for `A`, if the request's user may do it now.
+    ///
+    /// # Errors
+    /// The answer to give instead.
+    pub async fn authorize<A: Action>(&self, parts: &Parts) -> Result<Permit<A>, Rejection> {
+        let user = self.user(parts)?;
+        self.ask(Question::about(), &user).await
+    }
+
+    /// A permit for `A` on one resource, if the request's user may do it now: where the resource is only known
+    /// in the handler, as a parameter of the path for example.
+    ///
+    /// # Errors
+    /// The answer to give instead.
+    pub async fn authorize_on<A: Action>(
+        &self,
+        parts: &Parts,
+        resource: &str,
+    ) -> Result<Permit<On<A>>, Rejection> {
+        let user = self.user(parts)?; // a stranger learns nothing about which resources there can be
+        let question = Question::on(resource).map_err(|refusal| self.refused(refusal))?;
+        self.ask(question, &user).await
+    }
+
+    fn user(&self, parts: &Parts) -> Result<UserName, Rejection> {
+        match (self.inner.user)(parts) {
+            Ok(Some(user)) => Ok(user),
+            Ok(None) => Err(Rejection(Answer::NoUser { challenge: self.inner.challenge.clone() })),
+            Err(error) => {
+                let error: &(dyn StdError + 'static) = &*error;
+                tracing::error!(error, "a request's user could not be found out, so it was refused");
+                Err(Rejection(Answer::Undecided))
+            }
+        }
+    }
+
+    async fn ask<A>(&self, question: Question<A>, user: &UserName) -> Result<Permit<A>, Rejection> {
+        self.inner.decider.ask(question, user).await.map_err(|refusal| self.refused(refusal))
+    }
+
+    fn refused(&self, refusal: Refusal) -> Rejection {
+        Rejection(match refusal {
+            Refusal::Denied(denied) => {
+                tracing::debug!(user = %denied.user, action = %denied.action, reason = %denied.deny.reason, "denied");
+                Answer::Denied { reason: self.inner.reveal_reason.then(|| denied.to_string()) }
+            }
+            Refusal::NotAResource { .. } => Answer::NoResource,
+            Refusal::Undecided(error) => {
+                let error: &(dyn StdError + 'static) = &error;
+                tracing::error!(error, "a request could not be decided, so it was refused");
+                Answer::Undecided
+            }
+        })
+    }
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("decider", &self.inner.decider)
+            .field("reveal_reason", &self.inner.reveal_reason)
+            .field("challenge", &self.inner.challenge)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The answer to a request that may not pass.
+#[derive(Debug)]
+pub struct Rejection(Answer);
+
+#[derive(Debug)]
+enum Answer {
+    NoUser { challenge: HeaderValue },
+    Denied { reason: Option<String> },
+    NoResource,
+    Undecided,
+}
+
+impl Rejection {
+    /// Its status: 401, 403, 404 or 503.
+    #[must_use]
+    pub const fn status(&self) -> StatusCode {
+        match self.0 {
+            Answer::NoUser { .. } => StatusCode::UNAUTHORIZED,
+            Answer::Denied { .. } => StatusCode::FORBIDDEN,
+            Answer::NoResource => StatusCode::NOT_FOUND,
+            Answer::Undecided => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// As a response, with a body of the server's kind.
+    #[must_use]
+    pub fn into_response<B: From<String>>(self) -> Response<B> {
+        let status = self.status();
+        let mut problem = json!({
+            "title": status.canonical_reason().unwrap_or_default(),
+            "status": status.as_u16(),
+        });
+        let detail = match &self.0 {
+            Answer::NoUser { .. } => Some("say who you are and try again"),
+            Answer::Denied { reason } => reason.as_deref(),
+            Answer::NoResource => Some("there can be no resource of that name"),
+            Answer::Undecided => Some("whether you may could not be found out; try again later"),
+        };
+        if let (Some(problem), Some(detail)) = (problem.as_object_mut(), detail) {
+            problem.insert("detail".to_owned(), detail.into());
+        }
+        let mut response = Response::new(B::from(problem.to_string()));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        match self.0 {
+            Answer::NoUser { challenge } => {
+                headers.insert(WWW_AUTHENTICATE, challenge);
+            }
+            Answer::Undecided => {
+                headers.insert(RETRY_AFTER, RETRY_AFTER_SECONDS);
+            }
+            Answer::Denied { .. } | Answer::NoResource => {}
+        }
+        response
+    }
+}
