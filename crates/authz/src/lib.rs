@@ -24,14 +24,17 @@ mod explain;
 
 pub mod mirror;
 
+pub mod snapshot;
+
 mod migrate;
 
 mod service;
 
 pub use check::check;
-pub use decision::{Allow, Decision, Deny, DenyReason, Holder, MatchedGrant, Revision};
+pub use decision::{Allow, Decision, Denial, Deny, DenyReason, Holder, MatchedGrant, Revision, Verdict};
 pub use error::Error;
 pub use explain::{Explanation, Path, WOULD_ALLOW_LIMIT, explain};
 pub use migrate::{migrate, schema_fingerprint};
 pub use name::{ActionName, ActionPattern, DirectoryName, GroupName, NameError, UserName};
 pub use service::Authz;
+pub use snapshot::Snapshot;
