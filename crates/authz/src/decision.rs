@@ -46,6 +46,18 @@ impl Decision {
     }
 }
 
+impl Decision {
+    /// The answer without the grant.
+    pub const fn verdict(&self) -> Verdict {
+        match self {
+            Self::Allow(Allow { revision, .. }) => Verdict::Allow { revision: *revision },
+            Self::Deny(Deny { reason, revision }) => {
+                Verdict::Deny { reason: reason.denial(), revision: *revision }
+            }
+        }
+    }
+}
+
 impl fmt::Display for Decision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -139,11 +151,101 @@ pub enum DenyReason {
 impl fmt::Display for DenyReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownUser => f.write_str("the user is not known, or was deleted"),
-            Self::Suspended => f.write_str("the user is suspended"),
-            Self::UnknownAction => f.write_str("the action is not registered"),
             Self::Expired(grant) => write!(f, "{grant}, but that has ended"),
-            Self::NoGrant => f.write_str("no grant covers it"),
+            _ => self.denial().fmt(f),
         }
+    }
+}
+
+impl DenyReason {
+    /// The reason without the grant.
+    const fn denial(&self) -> Denial {
+        match self {
+            Self::UnknownUser => Denial::UnknownUser,
+            Self::Suspended => Denial::Suspended,
+            Self::UnknownAction => Denial::UnknownAction,
+            Self::Expired(_) => Denial::Expired,
+            Self::NoGrant => Denial::NoGrant,
+        }
+    }
+}
+
+/// Whether a user may do an action, as a [`Snapshot`](crate::Snapshot) answers: without the grant that did it, which
+/// [`explain`](crate::explain()) tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[must_use = "a verdict that nobody looks at protects nothing"]
+pub enum Verdict {
+    /// The user may.
+    Allow {
+        /// The state of the database that the answer is true of.
+        revision: Revision,
+    },
+    /// The user may not.
+    Deny {
+        /// Why not.
+        reason: Denial,
+        /// The state of the database that the answer is true of.
+        revision: Revision,
+    },
+}
+
+impl Verdict {
+    /// Whether the user may.
+    #[must_use]
+    pub const fn is_allow(&self) -> bool {
+        matches!(self, Self::Allow { .. })
+    }
+
+    /// The state of the database that the answer is true of.
+    #[must_use]
+    pub const fn revision(&self) -> Revision {
+        match self {
+            Self::Allow { revision } | Self::Deny { revision, .. } => *revision,
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Allow { .. } => f.write_str("allow"),
+            Self::Deny { reason, .. } => write!(f, "deny: {reason}"),
+        }
+    }
+}
+
+/// A [`DenyReason`] without the grant; the first that applies, in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Denial {
+    /// No user of that name, or a deleted one.
+    UnknownUser,
+    /// The user is suspended or archived in the directory.
+    Suspended,
+    /// No action of that name is registered.
+    UnknownAction,
+    /// There was a grant, and it has ended.
+    Expired,
+    /// No grant covers the action.
+    NoGrant,
+}
+
+impl From<&DenyReason> for Denial {
+    fn from(reason: &DenyReason) -> Self {
+        reason.denial()
+    }
+}
+
+impl fmt::Display for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::UnknownUser => "the user is not known, or was deleted",
+            Self::Suspended => "the user is suspended",
+            Self::UnknownAction => "the action is not registered",
+            Self::Expired => "there was a grant, but that has ended",
+            Self::NoGrant => "no grant covers it",
+        })
     }
 }

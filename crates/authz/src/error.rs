@@ -1,5 +1,6 @@
 //! What can go wrong, and what to do about it.
 
+use crate::decision::Revision;
 use crate::name::{ActionName, ActionPattern, DirectoryName, GroupName, NameError, UserName};
 
 /// Every way in which a call of this library can fail. A denied check is not one: see [`Decision`](crate::Decision).
@@ -122,6 +123,30 @@ pub enum Error {
         /// What was found.
         what: String,
     },
+    /// The snapshot has not heard from the database for too long. The caller cannot tell: not an allow.
+    #[error(
+        "the snapshot of permissions is {age:?} old and may be at most {max:?}; see why the database does not answer"
+    )]
+    SnapshotStale {
+        /// How old it is.
+        age: std::time::Duration,
+        /// How old it may be.
+        max: std::time::Duration,
+    },
+    /// The snapshot did not come to the wanted revision in time.
+    #[error("the snapshot of permissions is at revision {has}, not yet at {wanted}; try again")]
+    SnapshotBehind {
+        /// The revision that was asked for.
+        wanted: Revision,
+        /// The revision that it has.
+        has: Revision,
+    },
+    /// The snapshot was shut down.
+    #[error("the snapshot of permissions was shut down; start another one")]
+    SnapshotClosed,
+    /// The snapshot does not know users by `sub`.
+    #[error("the snapshot does not hold the `sub` of users; start it with `by_sub(true)`")]
+    Unindexed,
     /// The database did not answer, or refused. The caller cannot tell whether the user may do it: not an allow.
     #[error("the database did not answer as expected")]
     Database(#[source] sqlx::Error),

@@ -30,6 +30,8 @@ pub mod permit;
 
 pub mod mirror;
 
+pub mod snapshot;
+
 mod migrate;
 
 mod service;
@@ -38,7 +40,7 @@ mod service;
 pub mod web;
 
 pub use check::{check, check_many};
-pub use decision::{Allow, Decision, Deny, DenyReason, Holder, MatchedGrant, Revision};
+pub use decision::{Allow, Decision, Denial, Deny, DenyReason, Holder, MatchedGrant, Revision, Verdict};
 pub use error::Error;
 pub use explain::{Explanation, Fact, Missing, Path, WOULD_ALLOW_LIMIT, explain};
 pub use list::{PAGE_LIMIT, Page, actions_of, users_who_can};
@@ -48,3 +50,4 @@ pub use permit::{
     Action, Denied, Named, On, Permit, Refusal, WrongPermit, authorize, authorize_named, authorize_on,
 };
 pub use service::Authz;
+pub use snapshot::Snapshot;

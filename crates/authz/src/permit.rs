@@ -67,9 +67,10 @@ use std::marker::PhantomData;
 use serde::{Serialize, Serializer};
 use sqlx::PgExecutor;
 
-use crate::decision::{Allow, Decision, Deny, MatchedGrant, Revision};
+use crate::decision::{Allow, Decision, Denial, Deny, MatchedGrant, Revision, Verdict};
 use crate::error::Error;
 use crate::name::{ActionName, NameError, UserName};
+use crate::snapshot::Snapshot;
 
 /// An action that is known when the program is compiled; [`actions!`](crate::actions!) makes them.
 pub trait Action: Send + Sync + 'static {
@@ -405,7 +406,7 @@ pub enum Refusal {
 
 /// A deny, with its question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
-#[error("`{user}` may not do `{action}`: {}", deny.reason)]
+#[error("`{user}` may not do `{action}`: {}", self.why())]
 #[non_exhaustive]
 pub struct Denied {
     /// Who asked.
@@ -413,7 +414,17 @@ pub struct Denied {
     /// For what, a resource included.
     pub action: ActionName,
     /// Why not.
-    pub deny: Deny,
+    pub reason: Denial,
+    /// The same with the grant that has ended, if that is why; a snapshot does not say.
+    pub deny: Option<Deny>,
+    /// The state of the database that the decision is true of.
+    pub revision: Revision,
+}
+
+impl Denied {
+    fn why(&self) -> &dyn fmt::Display {
+        self.deny.as_ref().map_or(&self.reason as &dyn fmt::Display, |deny| &deny.reason)
+    }
 }
 
 /// A permit for `A`, if `user` may do it now; decided as [`check`](crate::check()) decides.
@@ -497,7 +508,24 @@ impl<A> Question<A> {
             Decision::Allow(Allow { grant, revision, .. }) => {
                 Ok(Permit::granted(user.clone(), action, resource, Some(grant), revision))
             }
-            Decision::Deny(deny) => Err(Box::new(Denied { user: user.clone(), action, deny }).into()),
+            Decision::Deny(deny) => {
+                let (reason, revision) = (Denial::from(&deny.reason), deny.revision);
+                let denied = Denied { user: user.clone(), action, reason, deny: Some(deny), revision };
+                Err(Box::new(denied).into())
+            }
+        }
+    }
+
+    pub(crate) fn ask_snapshot(self, snapshot: &Snapshot, user: &UserName) -> Result<Permit<A>, Refusal> {
+        let Self { action, resource, .. } = self;
+        match snapshot.check(user, &action)? {
+            Verdict::Allow { revision } => {
+                Ok(Permit::granted(user.clone(), action, resource, None, revision))
+            }
+            Verdict::Deny { reason, revision } => {
+                let denied = Denied { user: user.clone(), action, reason, deny: None, revision };
+                Err(Box::new(denied).into())
+            }
         }
     }
 }

@@ -37,6 +37,7 @@ pub use self::tower::{GateLayer, Gated};
 use crate::name::UserName;
 use crate::permit::{Action, On, Permit, Question, Refusal};
 use crate::service::Authz;
+use crate::snapshot::Snapshot;
 
 /// An error of the host's own.
 type Cause = Box<dyn StdError + Send + Sync>;
@@ -54,12 +55,14 @@ pub struct Decider(Source);
 #[derive(Debug, Clone)]
 enum Source {
     Database(Authz),
+    Memory(Snapshot),
 }
 
 impl Decider {
     async fn ask<A>(&self, question: Question<A>, user: &UserName) -> Result<Permit<A>, Refusal> {
         match &self.0 {
             Source::Database(authz) => authz.permit(question, user).await,
+            Source::Memory(snapshot) => question.ask_snapshot(snapshot, user),
         }
     }
 }
@@ -67,6 +70,12 @@ impl Decider {
 impl From<Authz> for Decider {
     fn from(authz: Authz) -> Self {
         Self(Source::Database(authz))
+    }
+}
+
+impl From<Snapshot> for Decider {
+    fn from(snapshot: Snapshot) -> Self {
+        Self(Source::Memory(snapshot))
     }
 }
 
@@ -107,7 +116,7 @@ struct Inner {
 }
 
 impl Gate {
-    /// Decides by `decider` (an [`Authz`]) for the user that `user` finds in a request.
+    /// Decides by `decider` (an [`Authz`] or a [`Snapshot`]) for the user that `user` finds in a request.
     ///
     /// `user` must believe nothing that a client can write as it likes.
     #[must_use]
@@ -183,7 +192,7 @@ impl Gate {
     fn refused(&self, refusal: Refusal) -> Rejection {
         Rejection(match refusal {
             Refusal::Denied(denied) => {
-                tracing::debug!(user = %denied.user, action = %denied.action, reason = %denied.deny.reason, "denied");
+                tracing::debug!(user = %denied.user, action = %denied.action, reason = %denied.reason, "denied");
                 Answer::Denied { reason: self.inner.reveal_reason.then(|| denied.to_string()) }
             }
             Refusal::NotAResource { .. } => Answer::NoResource,

@@ -1,0 +1,264 @@
+//! The permissions in memory: answers in about the time of a look-up in a hash map, and knows how old it is.
+//!
+//! ```no_run
+//! use authz::{ActionName, Snapshot, UserName};
+//!
+//! # async fn example(pool: sqlx::PgPool) -> Result<(), Box<dyn std::error::Error>> {
+//! const SCALE: ActionName = ActionName::constant("workers.scale");
+//!
+//! let snapshot = Snapshot::options().start(pool).await?;
+//! let ada = UserName::parse("ada@example.com")?;
+//! if snapshot.check(&ada, &SCALE)?.is_allow() {
+//!     // …
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How fresh it is
+//! A task in the background polls the database, every second unless told otherwise, and takes over what has changed.
+//! A notification (`LISTEN authz_revision`) makes it poll at once, so that a change is seen after some milliseconds;
+//! nothing depends on one. If the database has not answered for [`Options::max_staleness`], a check is
+//! [`Error::SnapshotStale`], neither an allow nor a deny, until it answers again. A grant with an end counts until that
+//! moment by the database's clock, at most a round trip less, never longer.
+//!
+//! A hot standby serves as well, and the age then includes what it lags behind its primary (a connection to the
+//! primary that breaks without a word shows after the standby's `wal_receiver_timeout`). So does a connection pooler
+//! in transaction mode: each poll is one transaction. The host's pool then needs what every user of sqlx needs there,
+//! `statement_cache_capacity(0)`; notifications do not come through, so polling alone keeps the snapshot fresh.
+//!
+//! The listener has a connection of its own, opened with the options of the host's pool. A poll takes one from the
+//! pool; a pool that the host has used up lets the snapshot grow old.
+//!
+//! The age is taken on a clock that stops while the machine sleeps: after a sleep the snapshot counts as fresh until
+//! the first poll, which comes at once or within [`Options::max_staleness`].
+//!
+//! # What it costs
+//! Every user's name is held, but only those groups and memberships that some grant can reach. See [`Size`].
+//!
+//! # Metrics and events
+//! Through the `metrics` facade: gauges `authz_snapshot_revision`, `authz_snapshot_age_seconds` (as of the last poll
+//! that was tried), `authz_snapshot_bytes`, `authz_snapshot_users`; the histogram `authz_snapshot_refresh_seconds` with
+//! the label `kind` (`full`, `incremental`); the counter `authz_snapshot_refreshes_total` with `kind` (also `poll`, which
+//! found nothing new) and `outcome` (`ok`, `error`). Through `tracing`: each refresh (debug; a full one info), the first
+//! failure and the recovery of an outage (warn, info).
+
+mod changes;
+mod clock;
+mod copy;
+mod follow;
+mod listen;
+mod load;
+mod model;
+mod poll;
+mod refresher;
+mod row;
+mod shared;
+mod state;
+mod users;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::PgPool;
+
+pub use self::state::Size;
+
+use self::refresher::Refresher;
+use self::shared::Shared;
+use crate::decision::{Denial, Revision, Verdict};
+use crate::error::Error;
+use crate::name::{ActionName, Sub, UserName};
+use crate::permit::{Action, Named, On, Permit, Question, Refusal};
+
+/// A handle on the permissions in memory, for many tasks to share; cheap to clone. See the [module](self).
+///
+/// When the last handle goes, the task in the background ends; [`Snapshot::shutdown`] waits for that.
+#[derive(Clone)]
+pub struct Snapshot {
+    shared: Arc<Shared>,
+    /// Ends the refresher when the last handle goes.
+    _owner: Arc<tokio::sync::watch::Sender<bool>>,
+    by_sub: bool,
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("revision", &self.revision())
+            .field("age", &self.age())
+            .field("size", &self.size())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Snapshot {
+    /// With the usual settings, to be changed before [`Options::start`].
+    #[must_use]
+    pub fn options() -> Options {
+        Options::default()
+    }
+
+    /// Whether `user` may do `action` now: no waiting, no lock, no allocation.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotStale`], [`Error::DirectoryStale`] and [`Error::SnapshotClosed`]: the caller cannot tell, and
+    /// must not go on.
+    #[inline]
+    pub fn check(&self, user: &UserName, action: &ActionName) -> Result<Verdict, Error> {
+        self.judge(user.as_str().as_bytes(), action)
+    }
+
+    /// The same for a user who is known by the `sub` of an OpenID Connect login; needs [`Options::by_sub`].
+    ///
+    /// # Errors
+    /// As [`Snapshot::check`], and [`Error::Unindexed`] without [`Options::by_sub`].
+    pub fn check_sub(&self, sub: &Sub, action: &ActionName) -> Result<Verdict, Error> {
+        if !self.by_sub {
+            return Err(Error::Unindexed);
+        }
+        users::with_sub_key(sub.as_str(), |key| self.judge(key, action))
+    }
+
+    #[inline]
+    fn judge(&self, key: &[u8], action: &ActionName) -> Result<Verdict, Error> {
+        let state = self.shared.fresh()?;
+        let verdict = state.verdict(key, action.as_str(), || self.shared.database_micros());
+        if let Verdict::Deny { reason: Denial::UnknownAction, .. } = verdict {
+            unknown_action(action);
+        }
+        Ok(verdict)
+    }
+
+    /// A permit for `A`, if `user` may do it now; see [`authorize`](crate::authorize()). It names no grant.
+    ///
+    /// # Errors
+    /// [`Refusal::Denied`] if the user may not, [`Refusal::Undecided`] if the snapshot cannot tell.
+    pub fn authorize<A: Action>(&self, user: &UserName) -> Result<Permit<A>, Refusal> {
+        Question::about().ask_snapshot(self, user)
+    }
+
+    /// A permit for `A` on one resource; see [`authorize_on`](crate::authorize_on()).
+    ///
+    /// # Errors
+    /// As [`authorize`](Self::authorize), and [`Refusal::NotAResource`].
+    pub fn authorize_on<A: Action>(&self, user: &UserName, resource: &str) -> Result<Permit<On<A>>, Refusal> {
+        Question::on(resource)?.ask_snapshot(self, user)
+    }
+
+    /// A permit for an action whose name is only known at run time.
+    ///
+    /// # Errors
+    /// As [`authorize`](Self::authorize).
+    pub fn authorize_named(&self, user: &UserName, action: &ActionName) -> Result<Permit<Named>, Refusal> {
+        Question::named(action).ask_snapshot(self, user)
+    }
+
+    /// Waits until the snapshot has come to a revision, such as the one that a write has just given back.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotBehind`] after [`Options::max_staleness`]; [`Error::SnapshotClosed`].
+    pub async fn at_least(&self, wanted: Revision) -> Result<(), Error> {
+        self.shared.at_least(wanted).await
+    }
+
+    /// The state of the database that answers are true of.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        self.shared.state().revision
+    }
+
+    /// How long ago the answers were certainly those of the database.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        self.shared.age()
+    }
+
+    /// How much is in memory.
+    #[must_use]
+    pub fn size(&self) -> Size {
+        self.shared.state().size
+    }
+
+    /// Ends the task in the background and waits until it has given back its connections. Checks are then
+    /// [`Error::SnapshotClosed`], on all handles.
+    pub async fn shutdown(&self) {
+        self.shared.close();
+        self.shared.ended().await;
+    }
+}
+
+#[cold]
+fn unknown_action(action: &ActionName) {
+    tracing::warn!(%action, "a check names an action that is not registered, so nobody may do it");
+}
+
+/// The settings of a [`Snapshot`].
+#[derive(Debug, Clone)]
+#[must_use = "nothing is loaded before `start`"]
+pub struct Options {
+    max_staleness: Duration,
+    poll_interval: Duration,
+    listen: bool,
+    by_sub: bool,
+    max_directory_age: Option<Duration>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            max_staleness: Duration::from_secs(30),
+            poll_interval: Duration::from_secs(1),
+            listen: true,
+            by_sub: false,
+            max_directory_age: None,
+        }
+    }
+}
+
+impl Options {
+    /// How long the database may be silent before checks are [`Error::SnapshotStale`]; 30 seconds unless set. A full
+    /// load must take less, or the snapshot goes stale in each.
+    pub const fn max_staleness(mut self, max: Duration) -> Self {
+        self.max_staleness = max;
+        self
+    }
+
+    /// How often the database is asked whether something has changed; 1 second unless set.
+    pub const fn poll_interval(mut self, interval: Duration) -> Self {
+        self.poll_interval = interval;
+        self
+    }
+
+    /// Whether to listen for notifications, on a connection of the snapshot's own; yes unless set.
+    pub const fn listen(mut self, listen: bool) -> Self {
+        self.listen = listen;
+        self
+    }
+
+    /// Whether users can be found by `sub` too ([`Snapshot::check_sub`]), which takes nearly twice the memory; no
+    /// unless set.
+    pub const fn by_sub(mut self, by_sub: bool) -> Self {
+        self.by_sub = by_sub;
+        self
+    }
+
+    /// How long ago the last complete sync of each directory may be before checks are [`Error::DirectoryStale`]; a
+    /// directory that was never synced counts as too old. No bound unless set.
+    pub const fn max_directory_age(mut self, max: Option<Duration>) -> Self {
+        self.max_directory_age = max;
+        self
+    }
+
+    /// Loads the permissions, then keeps them fresh by a task on the current runtime.
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer; [`Error::NotMigrated`].
+    pub async fn start(self, pool: PgPool) -> Result<Snapshot, Error> {
+        let by_sub = self.by_sub;
+        let (refresher, shared, owner) = Refresher::first(self, pool).await?;
+        tokio::spawn(refresher.run());
+        Ok(Snapshot { shared, _owner: Arc::new(owner), by_sub })
+    }
+}

@@ -1,0 +1,179 @@
+//! What the readers and the refresher share: the state behind one pointer, and until when it may be used.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::{Notify, watch};
+
+use super::poll::{DirectoryAge, Poll};
+use super::state::State;
+use super::{Options, clock};
+use crate::decision::Revision;
+use crate::error::Error;
+
+/// In place of the age of a directory that was never mirrored.
+const NEVER: u64 = u64::MAX;
+/// In place of the age of directories that nobody asks for.
+const UNASKED: u64 = 0;
+
+pub(super) struct Shared {
+    state: ArcSwap<State>,
+    /// On [`clock::coarse`], the last moment at which the state may be used; 0 when closed.
+    good_until: AtomicU64,
+    /// On [`clock::exact`], the moment that the state is certainly true of.
+    as_of: AtomicU64,
+    /// At `as_of`, the nanoseconds since the oldest directory was mirrored.
+    directory_age: AtomicU64,
+    /// From [`clock::awake_or_asleep_micros`] to the database's clock.
+    clock_offset: AtomicI64,
+    max_staleness: Duration,
+    max_directory_age: Option<Duration>,
+    /// The revision of the state, for those who wait for one.
+    revision: watch::Sender<Revision>,
+    closed: watch::Sender<bool>,
+    /// Wakes the refresher before its time.
+    pub(super) wake: Notify,
+}
+
+impl Shared {
+    pub(super) fn new(options: &Options, state: State, poll: &Poll) -> Self {
+        let shared = Self {
+            revision: watch::Sender::new(state.revision),
+            state: ArcSwap::from_pointee(state),
+            good_until: AtomicU64::new(0),
+            as_of: AtomicU64::new(0),
+            directory_age: AtomicU64::new(0),
+            clock_offset: AtomicI64::new(0),
+            max_staleness: options.max_staleness,
+            max_directory_age: options.max_directory_age,
+            closed: watch::Sender::new(false),
+            wake: Notify::new(),
+        };
+        shared.confirm(poll);
+        shared
+    }
+
+    /// The state, if it may be used.
+    ///
+    /// INVARIANT: `good_until` is read first, because the refresher stores the state before it: so an old state is
+    /// never judged by the time of a newer one (held by `state_is_never_older_than_its_time`).
+    #[inline]
+    pub(super) fn fresh(&self) -> Result<Guard<Arc<State>>, Error> {
+        let good_until = self.good_until.load(Ordering::Acquire);
+        let state = self.state.load();
+        if clock::coarse() <= good_until { Ok(state) } else { Err(self.why_not()) }
+    }
+
+    #[cold]
+    fn why_not(&self) -> Error {
+        if *self.closed.borrow() {
+            return Error::SnapshotClosed;
+        }
+        let age = self.age();
+        if let Some(max) = self.max_directory_age
+            && age <= self.max_staleness
+        {
+            let at_poll = self.directory_age.load(Ordering::Acquire);
+            let age = (at_poll != NEVER).then(|| Duration::from_nanos(at_poll).saturating_add(age));
+            if age.is_none_or(|age| age > max) {
+                return Error::DirectoryStale { age, max };
+            }
+        }
+        // Also where a poll came in between: the caller asks again or not, as with every error.
+        Error::SnapshotStale { age, max: self.max_staleness }
+    }
+
+    pub(super) fn state(&self) -> Guard<Arc<State>> {
+        self.state.load()
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        Duration::from_nanos(clock::exact().saturating_sub(self.as_of.load(Ordering::Acquire)))
+    }
+
+    /// The database's clock now, never less than it shows: it was read after the question was sent, and counts from
+    /// then.
+    pub(super) fn database_micros(&self) -> i64 {
+        let offset = self.clock_offset.load(Ordering::Acquire);
+        // One more, for the fractions that both readings have lost.
+        clock::awake_or_asleep_micros().saturating_add(offset).saturating_add(1)
+    }
+
+    /// Takes over a new state; to be confirmed next.
+    pub(super) fn publish(&self, state: State) {
+        self.state.store(Arc::new(state));
+    }
+
+    /// The state is true of the moment of this poll.
+    pub(super) fn confirm(&self, poll: &Poll) {
+        let directory_age = match poll.directory {
+            None => UNASKED,
+            Some(DirectoryAge::Never) => NEVER,
+            Some(DirectoryAge::Ago(age)) => nanos(age).min(NEVER - 1),
+        };
+        let mut left = nanos(self.max_staleness);
+        if let (Some(max), Some(_)) = (self.max_directory_age, poll.directory) {
+            left = match nanos(max).checked_sub(directory_age) {
+                Some(directory_left) => left.min(directory_left),
+                None => 0,
+            };
+        }
+        // The cheap clock lags by up to a tick, so the time ends a tick earlier.
+        let good_until = poll.as_of.saturating_add(left).saturating_sub(clock::resolution());
+        let too_old = left == 0;
+        self.clock_offset.store(poll.clock_offset, Ordering::Release);
+        self.directory_age.store(directory_age, Ordering::Release);
+        self.as_of.store(poll.as_of, Ordering::Release);
+        self.good_until.store(if too_old { 0 } else { good_until }, Ordering::Release);
+        if *self.closed.borrow() {
+            // Closed meanwhile: whoever comes second stores the end.
+            self.good_until.store(0, Ordering::Release);
+        }
+        let revision = self.state.load().revision;
+        self.revision.send_if_modified(|known| std::mem::replace(known, revision) != revision);
+    }
+
+    pub(super) async fn at_least(&self, wanted: Revision) -> Result<(), Error> {
+        let mut revision = self.revision.subscribe();
+        let mut closed = self.closed.subscribe();
+        let arrived = async {
+            if *revision.borrow_and_update() >= wanted {
+                return Ok(());
+            }
+            self.wake.notify_one();
+            tokio::select! {
+                _ = closed.wait_for(|closed| *closed) => Err(Error::SnapshotClosed),
+                found = revision.wait_for(|revision| *revision >= wanted) => {
+                    found.map(|_| ()).map_err(|_| Error::SnapshotClosed)
+                }
+            }
+        };
+        if *self.closed.borrow() {
+            return Err(Error::SnapshotClosed);
+        }
+        tokio::time::timeout(self.max_staleness, arrived)
+            .await
+            .unwrap_or_else(|_| Err(Error::SnapshotBehind { wanted, has: self.state().revision }))
+    }
+
+    /// From now on every check is an error, and the refresher ends.
+    pub(super) fn close(&self) {
+        self.closed.send_replace(true);
+        self.good_until.store(0, Ordering::Release);
+    }
+
+    pub(super) fn closing(&self) -> watch::Receiver<bool> {
+        self.closed.subscribe()
+    }
+
+    /// Waits until the refresher, which holds the other ends of this, is gone.
+    pub(super) async fn ended(&self) {
+        self.closed.closed().await;
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

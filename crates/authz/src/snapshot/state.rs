@@ -1,0 +1,74 @@
+//! One immutable state: what the checks read.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use foldhash::quality::RandomState;
+
+use super::row::{Reach, Row};
+use super::users::Users;
+use crate::decision::{Denial, Revision, Verdict};
+
+/// Every registered action with its row.
+pub(super) type Actions = HashMap<Arc<str>, Row, RandomState>;
+
+/// The permissions as of one revision.
+pub(super) struct State {
+    pub(super) revision: Revision,
+    pub(super) users: Users,
+    pub(super) actions: Arc<Actions>,
+    /// With what the refresher keeps beside the state.
+    pub(super) size: Size,
+}
+
+/// How much a snapshot holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Size {
+    /// Users that are not deleted.
+    pub users: usize,
+    /// Groups that a grant reaches, also an ended one; others are not loaded.
+    pub groups: usize,
+    /// Memberships of users in those groups; being part of "everyone in a directory" and having grants of one's own
+    /// count as one each.
+    pub memberships: usize,
+    /// Bytes that stay in memory, about: users with their names, rows of actions, and what a refresh needs.
+    pub bytes: usize,
+}
+
+impl State {
+    /// The same questions in the same order as the check of the database asks them; `now` is its clock, in
+    /// microseconds, asked only where a grant has an end.
+    ///
+    /// INVARIANT: gives the verdict of [`check`](crate::check()) for every user and action
+    /// (held by `every_change_is_followed`).
+    #[inline]
+    pub(super) fn verdict(&self, key: &[u8], action: &str, now: impl FnOnce() -> i64) -> Verdict {
+        let revision = self.revision;
+        // Independent of each other, so that the processor fetches both at once.
+        let row = self.actions.get(action);
+        let reason = match (self.users.get(key), row) {
+            (None, _) => Denial::UnknownUser,
+            (Some(user), _) if user.suspended => Denial::Suspended,
+            (Some(_), None) => Denial::UnknownAction,
+            (Some(user), Some(row)) => match row.reach(user.nodes) {
+                Reach::Always => return Verdict::Allow { revision },
+                // Live as in the database: as long as the end is greater than the clock.
+                Reach::Until(end) if end > now() => return Verdict::Allow { revision },
+                Reach::Until(_) => Denial::Expired,
+                Reach::Never => Denial::NoGrant,
+            },
+        };
+        Verdict::Deny { reason, revision }
+    }
+}
+
+/// What the rows of all actions take, rows that are shared once.
+pub(super) fn bytes_of(actions: &Actions) -> usize {
+    let table = actions.capacity() * (size_of::<(Arc<str>, Row)>() + 1) * 8 / 7;
+    let mut rows: Vec<&Row> = actions.values().collect();
+    rows.sort_unstable_by_key(|row| row.address());
+    rows.dedup_by_key(|row| row.address());
+    let names = actions.keys().map(|name| name.len() + 2 * size_of::<usize>()).sum::<usize>();
+    table + names + rows.into_iter().map(Row::bytes).sum::<usize>()
+}

@@ -1,0 +1,454 @@
+//! Who there is: every user under the name, with the nodes through which grants reach the user.
+//!
+//! A fixed number of shards, each one immutable block of words, so that a look-up touches one slot and one entry,
+//! and a change rebuilds one small block:
+//!
+//! ```text
+//! slots, users, memberships | slot: tag, offset | … | entry: user_id (2), shape, name (padded), nodes (sorted) | …
+//! ```
+
+use std::hash::{BuildHasher, Hasher};
+use std::sync::Arc;
+
+use foldhash::quality::RandomState;
+
+use crate::error::Error;
+
+const HEADER: usize = 3;
+/// Words of an entry before its name.
+const ENTRY: usize = 3;
+/// The share of slots in use is at most four fifths.
+const USERS_PER_SHARD: usize = 256;
+const NAME_BITS: u32 = 11;
+const NODE_BITS: u32 = 20;
+/// Marks an entry under another key than the name (the `sub`): it is not counted as a user.
+const ALIAS: u8 = 0;
+
+/// The users of one state.
+#[derive(Clone)]
+pub(super) struct Users {
+    hasher: RandomState,
+    shift: u32,
+    shards: Arc<[Arc<[u32]>]>,
+    /// How many users, memberships and bytes, all shards together.
+    pub(super) users: usize,
+    pub(super) memberships: usize,
+    pub(super) bytes: usize,
+}
+
+/// What is known of one user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct User<'a> {
+    pub(super) user_id: i64,
+    pub(super) suspended: bool,
+    key: &'a [u8],
+    /// Sorted.
+    pub(super) nodes: &'a [u32],
+}
+
+/// A user to be put in, under one key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct NewUser {
+    pub(super) user_id: i64,
+    pub(super) suspended: bool,
+    pub(super) key: Vec<u8>,
+    pub(super) nodes: Vec<u32>,
+}
+
+/// Two users under one key, which the database does not allow: the state is not what it was taken for.
+#[derive(Debug)]
+pub(super) struct Duplicate;
+
+/// The key of a user's `sub`. Names hold no control characters, so it is no name.
+pub(super) fn sub_key(sub: &str) -> Vec<u8> {
+    [&[ALIAS], sub.as_bytes()].concat()
+}
+
+/// The same without an allocation for every `sub` that OpenID Connect allows.
+pub(super) fn with_sub_key<T>(sub: &str, use_key: impl FnOnce(&[u8]) -> T) -> T {
+    let mut buffer = [ALIAS; 256];
+    match buffer.get_mut(1..=sub.len()) {
+        Some(place) => {
+            place.copy_from_slice(sub.as_bytes());
+            use_key(buffer.get(..=sub.len()).unwrap_or_default())
+        }
+        None => use_key(&sub_key(sub)),
+    }
+}
+
+impl Users {
+    #[inline]
+    fn hash(&self, key: &[u8]) -> u64 {
+        hash(&self.hasher, key)
+    }
+
+    /// The user under a key: one slot, one entry.
+    #[inline]
+    pub(super) fn get(&self, key: &[u8]) -> Option<User<'_>> {
+        let hash = self.hash(key);
+        let shard = self.shards.get(shard_of(hash, self.shift))?;
+        let slots = *shard.first()?;
+        let mut slot = first_slot(hash, slots);
+        for _ in 0..slots {
+            let [tag, offset] = *shard.get(HEADER + 2 * slot..)?.first_chunk::<2>()?;
+            if offset == 0 {
+                return None;
+            }
+            if tag == tag_of(hash) {
+                let (user, _) = entry_at(shard, offset as usize)?;
+                if user.key == key {
+                    return Some(user);
+                }
+            }
+            slot += 1;
+            if slot == slots as usize {
+                slot = 0;
+            }
+        }
+        None
+    }
+
+    /// These users with others in place of those whose ids are in `ids`. With `everywhere` their old entries are
+    /// looked for in all shards; without, only where the new ones go.
+    ///
+    /// # Errors
+    /// [`Duplicate`].
+    pub(super) fn replace(
+        &self,
+        ids: &std::collections::HashSet<i64>,
+        everywhere: bool,
+        added: &[NewUser],
+    ) -> Result<Self, Duplicate> {
+        let mut additions: std::collections::BTreeMap<usize, Vec<u32>> = std::collections::BTreeMap::new();
+        for user in added {
+            let shard = shard_of(self.hash(&user.key), self.shift);
+            write_entry(
+                additions.entry(shard).or_default(),
+                user.user_id,
+                user.suspended,
+                &user.key,
+                &user.nodes,
+            );
+        }
+        let mut shards = self.shards.to_vec();
+        let (mut users, mut memberships, mut bytes) = (self.users, self.memberships, self.bytes);
+        for (number, shard) in shards.iter_mut().enumerate() {
+            let new = additions.remove(&number);
+            if new.is_none() && !(everywhere && entries(shard).any(|(user, _)| ids.contains(&user.user_id))) {
+                continue;
+            }
+            let mut kept = Vec::with_capacity(shard.len() + new.as_ref().map_or(0, Vec::len));
+            for (user, words) in entries(shard) {
+                if !ids.contains(&user.user_id) {
+                    kept.extend_from_slice(words);
+                }
+            }
+            kept.extend(new.unwrap_or_default());
+            let (old_users, old_memberships) = counts(shard);
+            let old_bytes = bytes_of(shard);
+            *shard = assemble(&self.hasher, &kept)?;
+            let (new_users, new_memberships) = counts(shard);
+            users = users + new_users - old_users;
+            memberships = memberships + new_memberships - old_memberships;
+            bytes = bytes + bytes_of(shard) - old_bytes;
+        }
+        Ok(Self {
+            hasher: self.hasher.clone(),
+            shift: self.shift,
+            shards: shards.into(),
+            users,
+            memberships,
+            bytes,
+        })
+    }
+}
+
+/// Takes users in any order and makes [`Users`] of them.
+pub(super) struct Builder {
+    hasher: RandomState,
+    shift: u32,
+    shards: Vec<Vec<u32>>,
+}
+
+impl Builder {
+    /// For about so many users.
+    pub(super) fn new(expected: usize) -> Self {
+        // At least two shards, so that the shift stays below the width of the hash.
+        let shards = (expected / USERS_PER_SHARD).next_power_of_two().max(2);
+        Self {
+            hasher: RandomState::default(),
+            shift: 64 - shards.trailing_zeros(),
+            shards: vec![Vec::new(); shards],
+        }
+    }
+
+    /// # Errors
+    /// [`Error::Unreadable`] if the user is in more groups than an entry can hold.
+    pub(super) fn push(
+        &mut self,
+        user_id: i64,
+        suspended: bool,
+        key: &[u8],
+        nodes: &[u32],
+    ) -> Result<(), Error> {
+        fits(key, nodes)?;
+        let shard = shard_of(hash(&self.hasher, key), self.shift);
+        if let Some(shard) = self.shards.get_mut(shard) {
+            write_entry(shard, user_id, suspended, key, nodes);
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// [`Duplicate`].
+    pub(super) fn finish(self) -> Result<Users, Duplicate> {
+        let mut shards = Vec::with_capacity(self.shards.len());
+        let (mut users, mut memberships, mut bytes) = (0, 0, size_of::<Arc<[u32]>>() * self.shards.len());
+        // Each draft goes before the next block is made, so that the peak is little more than one copy.
+        for draft in self.shards {
+            let shard = assemble(&self.hasher, &draft)?;
+            let (more_users, more_memberships) = counts(&shard);
+            users += more_users;
+            memberships += more_memberships;
+            bytes += bytes_of(&shard);
+            shards.push(shard);
+        }
+        Ok(Users { hasher: self.hasher, shift: self.shift, shards: shards.into(), users, memberships, bytes })
+    }
+}
+
+/// Whether an entry can hold this.
+///
+/// # Errors
+/// [`Error::Unreadable`] if not.
+pub(super) fn fits(key: &[u8], nodes: &[u32]) -> Result<(), Error> {
+    if key.len() < 1 << NAME_BITS && nodes.len() < 1 << NODE_BITS {
+        return Ok(());
+    }
+    let what = format!("a user with a key of {} bytes and {} memberships", key.len(), nodes.len());
+    Err(Error::Unreadable { what })
+}
+
+#[inline]
+fn hash(hasher: &RandomState, key: &[u8]) -> u64 {
+    let mut state = hasher.build_hasher();
+    state.write(key);
+    state.finish()
+}
+
+#[inline]
+fn shard_of(hash: u64, shift: u32) -> usize {
+    usize::try_from(hash >> shift).unwrap_or(usize::MAX)
+}
+
+#[inline]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the low half, which the shard's number does not come from"
+)]
+fn tag_of(hash: u64) -> u32 {
+    hash as u32
+}
+
+/// Multiply and shift: any number of slots, no division.
+#[inline]
+fn first_slot(hash: u64, slots: u32) -> usize {
+    usize::try_from((u64::from(tag_of(hash)) * u64::from(slots)) >> 32).unwrap_or(0)
+}
+
+/// The entry at an offset, and its words.
+#[inline]
+fn entry_at(shard: &[u32], offset: usize) -> Option<(User<'_>, &[u32])> {
+    let words = shard.get(offset..)?;
+    let [low, high, shape] = *words.first_chunk::<ENTRY>()?;
+    let name_len = (shape & ((1 << NAME_BITS) - 1)) as usize;
+    let nodes_len = ((shape >> NAME_BITS) & ((1 << NODE_BITS) - 1)) as usize;
+    let nodes_at = ENTRY + name_len.div_ceil(4);
+    let key = bytemuck::cast_slice::<u32, u8>(words.get(ENTRY..nodes_at)?).get(..name_len)?;
+    let user = User {
+        user_id: (u64::from(high) << 32 | u64::from(low)).cast_signed(),
+        suspended: shape >> 31 == 1,
+        key,
+        nodes: words.get(nodes_at..nodes_at + nodes_len)?,
+    };
+    Some((user, words.get(..nodes_at + nodes_len)?))
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "`fits` has bounded the lengths; an id is cut in two halves"
+)]
+fn write_entry(words: &mut Vec<u32>, user_id: i64, suspended: bool, key: &[u8], nodes: &[u32]) {
+    let id = user_id.cast_unsigned();
+    let shape = key.len() as u32 | (nodes.len() as u32) << NAME_BITS | u32::from(suspended) << 31;
+    words.extend([id as u32, (id >> 32) as u32, shape]);
+    words.extend(key.chunks(4).map(|chunk| {
+        let mut word = [0; 4];
+        word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
+        u32::from_ne_bytes(word)
+    }));
+    words.extend_from_slice(nodes);
+}
+
+/// All entries of a row of them, which need not be a shard yet.
+fn entries_in(words: &[u32], mut offset: usize) -> impl Iterator<Item = (User<'_>, &[u32])> {
+    std::iter::from_fn(move || {
+        let (user, entry) = entry_at(words, offset)?;
+        offset += entry.len();
+        Some((user, entry))
+    })
+}
+
+fn entries(shard: &[u32]) -> impl Iterator<Item = (User<'_>, &[u32])> {
+    let slots = shard.first().copied().unwrap_or(0) as usize;
+    entries_in(shard, HEADER + 2 * slots)
+}
+
+fn counts(shard: &[u32]) -> (usize, usize) {
+    match shard {
+        [_, users, memberships, ..] => (*users as usize, *memberships as usize),
+        _ => (0, 0),
+    }
+}
+
+/// With the two counters before the words.
+fn bytes_of(shard: &[u32]) -> usize {
+    size_of_val(shard) + 2 * size_of::<usize>()
+}
+
+/// A shard of these entries, which hold their places behind the slots.
+fn assemble(hasher: &RandomState, drafted: &[u32]) -> Result<Arc<[u32]>, Duplicate> {
+    let (mut total, mut users, mut memberships) = (0_u32, 0_u32, 0_u32);
+    for (user, _) in entries_in(drafted, 0) {
+        total += 1;
+        if user.key.first() != Some(&ALIAS) {
+            users += 1;
+            memberships += u32::try_from(user.nodes.len()).unwrap_or(u32::MAX);
+        }
+    }
+    // INVARIANT: one slot at least stays empty, so a search ends (held by `every_key_is_found_and_no_other`).
+    let slots = total + total / 4 + 1;
+    let first_entry = HEADER + 2 * slots as usize;
+    let mut words = Vec::with_capacity(first_entry + drafted.len());
+    words.extend([slots, users, memberships]);
+    words.resize(first_entry, 0);
+    words.extend_from_slice(drafted);
+
+    let mut offset = first_entry;
+    for (user, entry) in entries_in(drafted, 0) {
+        let hash = hash(hasher, user.key);
+        let mut slot = first_slot(hash, slots);
+        loop {
+            let Some([_, taken]) = words.get(HEADER + 2 * slot..).and_then(<[u32]>::first_chunk::<2>) else {
+                return Err(Duplicate);
+            };
+            if *taken == 0 {
+                break;
+            }
+            if entry_at(&words, *taken as usize).is_some_and(|(other, _)| other.key == user.key) {
+                return Err(Duplicate);
+            }
+            slot = if slot + 1 == slots as usize { 0 } else { slot + 1 };
+        }
+        if let Some(place) = words.get_mut(HEADER + 2 * slot..).and_then(<[u32]>::first_chunk_mut::<2>) {
+            *place = [tag_of(hash), u32::try_from(offset).map_err(|_| Duplicate)?];
+        }
+        offset += entry.len();
+    }
+    Ok(words.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashSet};
+
+    use super::*;
+
+    fn new(user_id: i64, key: &str, nodes: &[u32]) -> NewUser {
+        NewUser { user_id, suspended: user_id % 3 == 0, key: key.into(), nodes: nodes.into() }
+    }
+
+    fn built(users: &[NewUser]) -> Users {
+        let mut builder = Builder::new(users.len() / 3);
+        for user in users {
+            builder.push(user.user_id, user.suspended, &user.key, &user.nodes).unwrap();
+        }
+        builder.finish().unwrap()
+    }
+
+    fn all(users: &Users) -> BTreeMap<Vec<u8>, (i64, bool, Vec<u32>)> {
+        let found = users.shards.iter().flat_map(|shard| entries(shard));
+        found.map(|(u, _)| (u.key.to_vec(), (u.user_id, u.suspended, u.nodes.to_vec()))).collect()
+    }
+
+    #[test]
+    fn every_key_is_found_and_no_other() {
+        for count in [0, 1, 2, 3, 500, 5_000] {
+            let list: Vec<_> = (0..count)
+                .map(|n| {
+                    new(
+                        n << 33 | n,
+                        &format!("u{n}{}", "x".repeat(n as usize % 300)),
+                        &[n as u32, 7 + n as u32],
+                    )
+                })
+                .collect();
+            let users = built(&list);
+            for user in &list {
+                let found = users.get(&user.key).unwrap();
+                assert_eq!(
+                    (found.user_id, found.suspended, found.nodes),
+                    (user.user_id, user.suspended, &*user.nodes)
+                );
+            }
+            assert!((0..1_000).all(|n| users.get(format!("v{n}").as_bytes()).is_none()));
+            assert_eq!((users.users, users.memberships), (list.len(), 2 * list.len()));
+        }
+    }
+
+    #[test]
+    fn replaced_users_are_found_under_the_new_key_alone() {
+        let list: Vec<_> = (0..2_000).map(|n| new(n, &format!("u{n}"), &[1, 2])).collect();
+        let users = built(&list);
+        // 1 and 2 swap, 3 goes, 4 is renamed, 5 changes, 5000 is new.
+        let ids = HashSet::from([1, 2, 3, 4, 5, 5000]);
+        let added = [
+            new(1, "u2", &[1]),
+            new(2, "u1", &[]),
+            new(4, "four", &[9]),
+            new(5, "u5", &[3]),
+            new(5000, "n", &[]),
+        ];
+        let replaced = users.replace(&ids, true, &added).unwrap();
+        let mut wanted: Vec<_> = list.iter().filter(|u| !ids.contains(&u.user_id)).cloned().collect();
+        wanted.extend(added);
+        let wanted = built(&wanted);
+        assert_eq!(all(&replaced), all(&wanted));
+        assert!(replaced.get(b"u4").is_none() && replaced.get(b"u3").is_none());
+        assert_eq!((replaced.users, replaced.memberships), (wanted.users, wanted.memberships));
+        let bytes: usize = replaced.shards.iter().map(|s| bytes_of(s) + size_of::<Arc<[u32]>>()).sum();
+        assert_eq!(replaced.bytes, bytes);
+    }
+
+    #[test]
+    fn one_key_for_two_users_is_noticed() {
+        let users = built(&[new(1, "a", &[])]);
+        assert!(users.replace(&HashSet::from([2]), false, &[new(2, "a", &[])]).is_err());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        assert!(fits(&[b'a'; 2_047], &[]).is_ok());
+        assert!(fits(&[b'a'; 2_048], &[]).is_err());
+        assert!(fits(b"a", &vec![0; 1 << 20]).is_err());
+    }
+
+    #[test]
+    fn sub_is_an_alias_and_not_a_user() {
+        let mut users = [new(1, "a", &[1, 2]), new(1, "", &[1, 2])];
+        users[1].key = sub_key("a");
+        let users = built(&users);
+        assert_eq!((users.users, users.memberships), (1, 2));
+        assert_eq!(users.get(&sub_key("a")).unwrap().user_id, 1);
+    }
+}
