@@ -1,4 +1,5 @@
-//! The naive model, the check, the explanation and `authz.can` give the same answer on random worlds.
+//! The naive model, the check, many checks at once, the explanation, the lists, `authz.can` and the snapshot, followed
+//! change by change or loaded afresh, give the same answer on random worlds.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop")]
 
@@ -6,7 +7,7 @@ mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use authz::{Decision, DenyReason, Holder};
+use authz::{Decision, DenyReason, Holder, Snapshot, Verdict};
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
@@ -264,6 +265,7 @@ async fn agrees_with_the_model(seed: u64) {
             }
         }
     }
+    lists_agree(&world, &pool, seed).await;
     assert!(answers.len() > 2, "a world without variety proves little: seed {seed}, {answers:?}");
 }
 
@@ -289,20 +291,214 @@ fn static_pattern(path: &authz::Path) -> &'static str {
     PATTERNS.into_iter().find(|p| *p == path.pattern.as_str()).unwrap()
 }
 
+async fn lists_agree(world: &World, pool: &PgPool, seed: u64) {
+    for user in 0..USERS {
+        let expected: Vec<_> = ACTIONS.into_iter().filter(|a| world.answer(user, a) == "allow").collect();
+        let listed = authz::actions_of(pool, &support::user(&format!("u{user}"))).await.unwrap();
+        assert_eq!(
+            listed.iter().map(|a| a.as_str()).collect::<Vec<_>>(),
+            expected,
+            "seed {seed}, u{user}, {world:?}"
+        );
+    }
+    for action in ACTIONS {
+        let mut expected: Vec<_> =
+            (0..USERS).filter(|u| world.answer(*u, action) == "allow").map(|u| format!("u{u}")).collect();
+        expected.sort();
+        let mut listed = Vec::new();
+        let mut after = None;
+        loop {
+            let page = authz::users_who_can(pool, &support::action(action), after.as_ref(), 3).await.unwrap();
+            listed.extend(page.users.iter().map(ToString::to_string));
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(listed, expected, "seed {seed}, {action}, {world:?}");
+    }
+}
+
+fn word(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Allow { .. } => "allow".to_owned(),
+        Verdict::Deny { reason, .. } => format!("{reason:?}"),
+    }
+}
+
+/// What the model says, in the words of [`word`].
+fn expected(world: &World, user: usize, action: &str) -> String {
+    match world.answer(user, action) {
+        "unknown user" => "UnknownUser",
+        "suspended" => "Suspended",
+        "unknown action" => "UnknownAction",
+        "expired" => "Expired",
+        "no grant" => "NoGrant",
+        other => other,
+    }
+    .to_owned()
+}
+
+/// Changes something, in the model and in the database.
+async fn change(world: &mut World, names: &mut [String], pool: &PgPool, rng: &mut SmallRng) -> String {
+    let (user, group, other) =
+        (rng.random_range(0..USERS), rng.random_range(0..GROUPS), rng.random_range(0..GROUPS));
+    let directory = rng.random_range(0..3);
+    let pattern = *PATTERNS.choose(rng).unwrap();
+    let ended = rng.random_bool(0.3);
+    let interval = if ended { "-1 second" } else { "1 hour" };
+    let flip = |there: bool, add: &str, remove: &str| if there { remove.to_owned() } else { add.to_owned() };
+    let sql = match rng.random_range(0..11) {
+        0 | 1 => {
+            let there = !world.members.insert((group, user)) && world.members.remove(&(group, user));
+            flip(
+                there,
+                &format!("insert into authz.group_users (group_id, user_id) values ({group}, {user})"),
+                &format!("delete from authz.group_users where group_id = {group} and user_id = {user}"),
+            )
+        }
+        2 | 3 if group != other => {
+            let there = !world.edges.insert((group, other)) && world.edges.remove(&(group, other));
+            flip(
+                there,
+                &format!("insert into authz.group_groups values ({group}, {other})"),
+                &format!(
+                    "delete from authz.group_groups where parent_group_id = {group} and child_group_id = {other}"
+                ),
+            )
+        }
+        4 => {
+            let there =
+                !world.everyone.insert((group, directory)) && world.everyone.remove(&(group, directory));
+            flip(
+                there,
+                &format!("insert into authz.group_directories values ({group}, {directory})"),
+                &format!(
+                    "delete from authz.group_directories where group_id = {group} and directory_id = {directory}"
+                ),
+            )
+        }
+        5 => {
+            let there = world.user_grants.remove(&(user, pattern)).is_some();
+            if !there {
+                world.user_grants.insert((user, pattern), ended);
+            }
+            flip(
+                there,
+                &format!(
+                    "insert into authz.user_actions (user_id, action_name, expires_at) values ({user}, '{pattern}', now() + interval '{interval}')"
+                ),
+                &format!(
+                    "delete from authz.user_actions where user_id = {user} and action_name = '{pattern}'"
+                ),
+            )
+        }
+        6 | 7 => {
+            let there = world.group_grants.remove(&(group, pattern)).is_some();
+            if !there {
+                world.group_grants.insert((group, pattern), ended);
+            }
+            flip(
+                there,
+                &format!(
+                    "insert into authz.group_actions (group_id, action_name, expires_at) values ({group}, '{pattern}', now() + interval '{interval}')"
+                ),
+                &format!(
+                    "delete from authz.group_actions where group_id = {group} and action_name = '{pattern}'"
+                ),
+            )
+        }
+        8 => {
+            let status = *["active", "active", "suspended", "external", "deleted"].choose(rng).unwrap();
+            let directory = if status == "external" { None } else { Some(directory) };
+            world.users.insert(user, (status, directory));
+            let directory = directory.map_or("null".to_owned(), |d| d.to_string());
+            format!(
+                "update authz.users set status = '{status}', directory_id = {directory} where user_id = {user}"
+            )
+        }
+        9 => {
+            let second = rng.random_range(0..USERS);
+            names.swap(user, second);
+            format!(
+                "update authz.users set user_name = case user_id when {user} then '{}' else '{}' end where user_id in ({user}, {second})",
+                names[user], names[second]
+            )
+        }
+        _ => {
+            let status = if world.groups[&group] == "active" { "deleted" } else { "active" };
+            world.groups.insert(group, status);
+            world.members.retain(|m| m.0 != group);
+            world.edges.retain(|e| e.0 != group);
+            world.everyone.retain(|e| e.0 != group);
+            format!("update authz.groups set status = '{status}' where group_id = {group}")
+        }
+    };
+    sqlx::query(sqlx::AssertSqlSafe(sql.clone())).execute(pool).await.unwrap();
+    sql
+}
+
+async fn snapshot_follows_the_model(seed: u64) {
+    let (_database, pool) = support::database().await;
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut world = World::random(&mut rng);
+    // What a deleted group had when it was made so is gone in the database as well.
+    let deleted: BTreeSet<usize> = world.groups.iter().filter(|g| *g.1 == "deleted").map(|g| *g.0).collect();
+    world.members.retain(|m| !deleted.contains(&m.0));
+    world.edges.retain(|e| !deleted.contains(&e.0));
+    world.everyone.retain(|e| !deleted.contains(&e.0));
+    world.store(&pool).await;
+    let mut names: Vec<String> = (0..USERS).map(|user| format!("u{user}")).collect();
+    let followed = Snapshot::options().start(pool.clone()).await.unwrap();
+    let actions = ACTIONS.map(support::action);
+    for step in 0..40 {
+        let changed = change(&mut world, &mut names, &pool, &mut rng).await;
+        followed.at_least(authz::revision::current(&pool).await.unwrap()).await.unwrap();
+        let fresh = if step % 8 == 0 {
+            Some(Snapshot::options().listen(false).start(pool.clone()).await.unwrap())
+        } else {
+            None
+        };
+        // A deleted user's name may be another's; the names here are unique, so each is asked once.
+        let questions: Vec<_> = (0..USERS)
+            .flat_map(|user| actions.clone().map(|action| (support::user(&names[user]), action)))
+            .collect();
+        let many = authz::check_many(&pool, &questions).await.unwrap();
+        for (n, (user, action)) in questions.iter().enumerate() {
+            let wanted = expected(&world, n / ACTIONS.len(), action.as_str());
+            let context = format!("seed {seed}, step {step}, {user} {action}, after {changed}, {world:?}");
+            assert_eq!(word(many[n].verdict()), wanted, "check_many: {context}");
+            assert_eq!(word(followed.check(user, action).unwrap()), wanted, "followed: {context}");
+            if let Some(fresh) = &fresh {
+                assert_eq!(word(fresh.check(user, action).unwrap()), wanted, "fresh: {context}");
+            }
+        }
+    }
+    followed.shutdown().await;
+}
+
 macro_rules! worlds {
-    ($($name:ident $seeds:expr;)*) => {$(
+    ($agrees:ident: $($name:ident $seeds:expr;)*) => {$(
         #[tokio::test]
         async fn $name() {
             for seed in $seeds {
-                agrees_with_the_model(seed).await;
+                $agrees(seed).await;
             }
         }
     )*};
 }
 // Several tests, so that they run side by side.
 worlds! {
+    agrees_with_the_model:
     all_opinions_agree_on_worlds_0_to_9 0..10;
     all_opinions_agree_on_worlds_10_to_19 10..20;
     all_opinions_agree_on_worlds_20_to_29 20..30;
     all_opinions_agree_on_worlds_30_to_39 30..40;
+}
+
+worlds! {
+    snapshot_follows_the_model:
+    snapshots_agree_after_any_change_0_to_7 100..108;
+    snapshots_agree_after_any_change_8_to_15 108..116;
+    snapshots_agree_after_any_change_16_to_23 116..124;
 }

@@ -37,7 +37,7 @@ fn reason<T>(refused: Result<T, Refusal>) -> DenyReason {
         Refusal::Denied(denied) => Some(denied),
         _ => None,
     });
-    denied.expect("a deny").deny.reason
+    denied.expect("a deny").deny.expect("the database says").reason
 }
 
 #[tokio::test]
