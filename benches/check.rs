@@ -95,6 +95,11 @@ fn check(criterion: &mut Criterion) {
                 one
             });
         });
+        let many: Vec<_> = denied.iter().take(90).chain(allowed.iter().take(10)).cloned().collect();
+        group.bench_function("check_many of 100", |b| {
+            b.to_async(&runtime)
+                .iter(async || authz::check_many(&mut *connection.lock().await, &many).await.unwrap());
+        });
         for (answer, pairs) in [("allow", &allowed), ("deny", &denied)] {
             group.bench_function(BenchmarkId::new("check", answer), |b| {
                 b.to_async(&runtime).iter(async || {

@@ -10,9 +10,10 @@ mod world;
 use std::collections::HashMap;
 use std::time::Instant;
 
+use authz::Snapshot;
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, PgPool};
 use tokio::runtime::Runtime;
 
 use crate::cedar::{Cedar, Encoding};
@@ -60,6 +61,17 @@ fn peers(criterion: &mut Criterion) {
                 look_up(&users, question.user.as_str())
             });
         }
+        // One poll a second goes on meanwhile, as it does in a service.
+        let snapshot = timed("the snapshot", shape, || {
+            runtime.block_on(load_snapshot(database.url(), &agreed, &expected))
+        });
+        let size = snapshot.size();
+        println!("the snapshot of world {}: {size:?}", shape.name);
+        for (answer, questions) in &answers {
+            measure(&mut group, BenchmarkId::new("Snapshot::check", answer), questions, |question| {
+                snapshot.check(&question.user, &question.action).unwrap()
+            });
+        }
         for (name, encoding) in
             [("cedar, performers", Encoding::Performers), ("cedar, sets", Encoding::Allowed)]
         {
@@ -88,13 +100,29 @@ fn peers(criterion: &mut Criterion) {
         group.finish();
         drop(enforcer);
         if shape.name == "S" {
-            hot(criterion, &runtime, &world, &users);
+            hot(criterion, &runtime, &world, &users, &snapshot);
         }
     }
 }
 
+/// The permissions of the database in memory, once it agrees.
+async fn load_snapshot(url: &str, agreed: &[Question], expected: &[bool]) -> Snapshot {
+    let snapshot = Snapshot::options().start(PgPool::connect(url).await.unwrap()).await.unwrap();
+    for (question, expected) in agreed.iter().zip(expected) {
+        let verdict = snapshot.check(&question.user, &question.action).unwrap();
+        assert_eq!(verdict.is_allow(), *expected, "the snapshot, {}, {}", question.user, question.action);
+    }
+    snapshot
+}
+
 /// Casbin's cached answers: a few questions over and over, each already asked. The unit goes round the same ones.
-fn hot(criterion: &mut Criterion, runtime: &Runtime, world: &World, users: &HashMap<String, u32>) {
+fn hot(
+    criterion: &mut Criterion,
+    runtime: &Runtime,
+    world: &World,
+    users: &HashMap<String, u32>,
+    snapshot: &Snapshot,
+) {
     let questions: Vec<Question> = world.questions(3).take(HOT).collect();
     let enforcer = runtime.block_on(casbin::load_cached(world));
     for question in &questions {
@@ -103,6 +131,9 @@ fn hot(criterion: &mut Criterion, runtime: &Runtime, world: &World, users: &Hash
     let mut group = criterion.benchmark_group(format!("peers/{}/hot", world.shape.name));
     measure(&mut group, BenchmarkId::from_parameter("HashMap"), &questions, |question| {
         look_up(users, question.user.as_str())
+    });
+    measure(&mut group, BenchmarkId::from_parameter("Snapshot::check"), &questions, |question| {
+        snapshot.check(&question.user, &question.action).unwrap()
     });
     measure(&mut group, BenchmarkId::from_parameter("casbin cache hit"), &questions, |question| {
         casbin::allows(&enforcer, question)

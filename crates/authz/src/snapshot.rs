@@ -55,6 +55,7 @@ mod refresher;
 mod row;
 mod shared;
 mod state;
+#[allow(clippy::struct_field_names, reason = "`user_id` and a number of users are called so everywhere")]
 mod users;
 
 use std::fmt;
@@ -95,7 +96,6 @@ impl fmt::Debug for Snapshot {
 
 impl Snapshot {
     /// With the usual settings, to be changed before [`Options::start`].
-    #[must_use]
     pub fn options() -> Options {
         Options::default()
     }

@@ -17,7 +17,7 @@ use crate::error::Error;
 /// A poll may take this long, even if the snapshot is to be younger.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 /// A full load may take this long, and ten times the bound of the age.
-const LOAD_PATIENCE: Duration = Duration::from_secs(600);
+const LOAD_PATIENCE: Duration = Duration::from_mins(10);
 
 pub(super) struct Refresher {
     options: Options,
@@ -75,7 +75,7 @@ impl Refresher {
             size = ?shared.state().size,
             "the snapshot of permissions is loaded"
         );
-        let refresher = Self {
+        let first = Self {
             options,
             pool,
             model: Some(model),
@@ -84,8 +84,8 @@ impl Refresher {
             shared: Arc::clone(&shared),
             failing: false,
         };
-        refresher.gauge();
-        Ok((refresher, shared, owner))
+        first.gauge();
+        Ok((first, shared, owner))
     }
 
     /// Until the last handle goes or the snapshot is shut down.
