@@ -296,7 +296,7 @@ async fn lists_agree(world: &World, pool: &PgPool, seed: u64) {
         let expected: Vec<_> = ACTIONS.into_iter().filter(|a| world.answer(user, a) == "allow").collect();
         let listed = authz::actions_of(pool, &support::user(&format!("u{user}"))).await.unwrap();
         assert_eq!(
-            listed.iter().map(|a| a.as_str()).collect::<Vec<_>>(),
+            listed.iter().map(authz::ActionName::as_str).collect::<Vec<_>>(),
             expected,
             "seed {seed}, u{user}, {world:?}"
         );
