@@ -146,7 +146,7 @@ async fn what_is_missing_turns_the_deny_into_an_allow() {
 async fn a_stale_directory_is_an_error_and_no_answer() {
     let (_database, pool) = support::database().await;
     small_world(&pool).await;
-    let authz = Authz::new(pool.clone()).max_directory_age(Duration::from_secs(3600));
+    let authz = Authz::new(pool.clone()).max_directory_age(Duration::from_hours(1));
     let ask = async || authz.check(&user("ada"), &action("workers.scale")).await;
     assert!(ask().await.unwrap().is_allow());
     sql(&pool, "update authz.directories set last_complete_sync_at = now() - interval '2 hours' where directory_id = 1")
