@@ -67,6 +67,7 @@ pub use self::state::Size;
 
 use self::refresher::Refresher;
 use self::shared::Shared;
+use self::state::Answer;
 use crate::decision::{Denial, Revision, Verdict};
 use crate::error::Error;
 use crate::name::{ActionName, UserName};
@@ -122,12 +123,20 @@ impl Snapshot {
 
     #[inline]
     fn judge(&self, key: &[u8], action: &ActionName) -> Result<Verdict, Error> {
-        let state = self.shared.fresh()?;
-        let verdict = state.verdict(key, action.as_str(), || self.shared.database_micros());
-        if let Verdict::Deny { reason: Denial::UnknownAction, .. } = verdict {
-            unknown_action(action);
-        }
-        Ok(verdict)
+        let (answer, revision) = self.shared.judge(key, action.as_str());
+        let reason = match answer {
+            Answer::Allow => return Ok(Verdict::Allow { revision }),
+            Answer::UnknownUser => Denial::UnknownUser,
+            Answer::Suspended => Denial::Suspended,
+            Answer::UnknownAction => {
+                unknown_action(action);
+                Denial::UnknownAction
+            }
+            Answer::Expired => Denial::Expired,
+            Answer::NoGrant => Denial::NoGrant,
+            Answer::Unusable => return Err(self.shared.why_not()),
+        };
+        Ok(Verdict::Deny { reason, revision })
     }
 
     /// Waits until the snapshot has come to a revision, such as the one that a write has just given back.

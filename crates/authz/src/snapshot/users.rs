@@ -4,7 +4,7 @@
 //! and a change rebuilds one small block:
 //!
 //! ```text
-//! slots, users, memberships | slot: tag, offset | … | entry: user_id (2), shape, name (padded), nodes (sorted) | …
+//! users, memberships | slot: tag, offset | … | entry: user_id (2), shape, name (padded), nodes (sorted) | …
 //! ```
 
 use std::hash::{BuildHasher, Hasher};
@@ -14,11 +14,11 @@ use foldhash::quality::RandomState;
 
 use crate::error::Error;
 
-const HEADER: usize = 3;
+const HEADER: usize = 2;
 /// Words of an entry before its name.
 const ENTRY: usize = 3;
-/// The share of slots in use is at most four fifths.
-const USERS_PER_SHARD: usize = 256;
+/// So few that a slot and its entry are mostly on one page of memory.
+const USERS_PER_SHARD: usize = 64;
 const NAME_BITS: u32 = 11;
 const NODE_BITS: u32 = 20;
 /// Marks an entry under another key than the name (the `sub`): it is not counted as a user.
@@ -29,11 +29,18 @@ const ALIAS: u8 = 0;
 pub(super) struct Users {
     hasher: RandomState,
     shift: u32,
-    shards: Arc<[Arc<[u32]>]>,
+    shards: Arc<[Shard]>,
     /// How many users, memberships and bytes, all shards together.
     pub(super) users: usize,
     pub(super) memberships: usize,
     pub(super) bytes: usize,
+}
+
+#[derive(Clone)]
+struct Shard {
+    /// Out here, or a look-up would have to fetch one more line of memory before it knows which.
+    slots: u32,
+    words: Arc<[u32]>,
 }
 
 /// What is known of one user.
@@ -87,21 +94,20 @@ impl Users {
     pub(super) fn get(&self, key: &[u8]) -> Option<User<'_>> {
         let hash = self.hash(key);
         let shard = self.shards.get(shard_of(hash, self.shift))?;
-        let slots = *shard.first()?;
-        let mut slot = first_slot(hash, slots);
-        for _ in 0..slots {
-            let [tag, offset] = *shard.get(HEADER + 2 * slot..)?.first_chunk::<2>()?;
+        let mut slot = first_slot(hash, shard.slots);
+        for _ in 0..shard.slots {
+            let [tag, offset] = *shard.words.get(HEADER + 2 * slot..)?.first_chunk::<2>()?;
             if offset == 0 {
                 return None;
             }
             if tag == tag_of(hash) {
-                let (user, _) = entry_at(shard, offset as usize)?;
+                let (user, _) = entry_at(&shard.words, offset as usize)?;
                 if user.key == key {
                     return Some(user);
                 }
             }
             slot += 1;
-            if slot == slots as usize {
+            if slot == shard.slots as usize {
                 slot = 0;
             }
         }
@@ -131,7 +137,7 @@ impl Users {
             if new.is_none() && !(everywhere && entries(shard).any(|(user, _)| ids.contains(&user.user_id))) {
                 continue;
             }
-            let mut kept = Vec::with_capacity(shard.len() + new.as_ref().map_or(0, Vec::len));
+            let mut kept = Vec::with_capacity(shard.words.len() + new.as_ref().map_or(0, Vec::len));
             for (user, words) in entries(shard) {
                 if !ids.contains(&user.user_id) {
                     kept.extend_from_slice(words);
@@ -186,7 +192,7 @@ impl Builder {
     /// [`Duplicate`].
     pub(super) fn finish(self) -> Result<Users, Duplicate> {
         let mut shards = Vec::with_capacity(self.shards.len());
-        let (mut users, mut memberships, mut bytes) = (0, 0, size_of::<Arc<[u32]>>() * self.shards.len());
+        let (mut users, mut memberships, mut bytes) = (0, 0, size_of::<Shard>() * self.shards.len());
         // Each draft goes before the next block is made, so that the peak is little more than one copy.
         for draft in self.shards {
             let shard = assemble(&self.hasher, &draft)?;
@@ -276,25 +282,24 @@ fn entries_in(words: &[u32], mut offset: usize) -> impl Iterator<Item = (User<'_
     })
 }
 
-fn entries(shard: &[u32]) -> impl Iterator<Item = (User<'_>, &[u32])> {
-    let slots = shard.first().copied().unwrap_or(0) as usize;
-    entries_in(shard, HEADER + 2 * slots)
+fn entries(shard: &Shard) -> impl Iterator<Item = (User<'_>, &[u32])> {
+    entries_in(&shard.words, HEADER + 2 * shard.slots as usize)
 }
 
-fn counts(shard: &[u32]) -> (usize, usize) {
-    match shard {
-        [_, users, memberships, ..] => (*users as usize, *memberships as usize),
+fn counts(shard: &Shard) -> (usize, usize) {
+    match &*shard.words {
+        [users, memberships, ..] => (*users as usize, *memberships as usize),
         _ => (0, 0),
     }
 }
 
 /// With the two counters before the words.
-fn bytes_of(shard: &[u32]) -> usize {
-    size_of_val(shard) + 2 * size_of::<usize>()
+fn bytes_of(shard: &Shard) -> usize {
+    size_of_val(&*shard.words) + 2 * size_of::<usize>()
 }
 
 /// A shard of these entries, which hold their places behind the slots.
-fn assemble(hasher: &RandomState, drafted: &[u32]) -> Result<Arc<[u32]>, Duplicate> {
+fn assemble(hasher: &RandomState, drafted: &[u32]) -> Result<Shard, Duplicate> {
     let (mut total, mut users, mut memberships) = (0_u32, 0_u32, 0_u32);
     for (user, _) in entries_in(drafted, 0) {
         total += 1;
@@ -304,10 +309,11 @@ fn assemble(hasher: &RandomState, drafted: &[u32]) -> Result<Arc<[u32]>, Duplica
         }
     }
     // INVARIANT: one slot at least stays empty, so a search ends (held by `every_key_is_found_and_no_other`).
-    let slots = total + total / 4 + 1;
+    // Two thirds in use: most searches end at their first slot.
+    let slots = total + total / 2 + 1;
     let first_entry = HEADER + 2 * slots as usize;
     let mut words = Vec::with_capacity(first_entry + drafted.len());
-    words.extend([slots, users, memberships]);
+    words.extend([users, memberships]);
     words.resize(first_entry, 0);
     words.extend_from_slice(drafted);
 
@@ -332,7 +338,7 @@ fn assemble(hasher: &RandomState, drafted: &[u32]) -> Result<Arc<[u32]>, Duplica
         }
         offset += entry.len();
     }
-    Ok(words.into())
+    Ok(Shard { slots, words: words.into() })
 }
 
 #[cfg(test)]
@@ -388,7 +394,7 @@ mod tests {
         assert_eq!(all(&replaced), all(&wanted));
         assert!(replaced.get(b"u4").is_none() && replaced.get(b"u3").is_none());
         assert_eq!((replaced.users, replaced.memberships), (wanted.users, wanted.memberships));
-        let bytes: usize = replaced.shards.iter().map(|s| bytes_of(s) + size_of::<Arc<[u32]>>()).sum();
+        let bytes: usize = replaced.shards.iter().map(|s| bytes_of(s) + size_of::<Shard>()).sum();
         assert_eq!(replaced.bytes, bytes);
     }
 
