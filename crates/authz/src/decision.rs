@@ -51,7 +51,9 @@ impl Decision {
     pub const fn verdict(&self) -> Verdict {
         match self {
             Self::Allow(Allow { revision, .. }) => Verdict::Allow { revision: *revision },
-            Self::Deny(Deny { reason, revision }) => Verdict::Deny { reason: reason.denial(), revision: *revision },
+            Self::Deny(Deny { reason, revision }) => {
+                Verdict::Deny { reason: reason.denial(), revision: *revision }
+            }
         }
     }
 }

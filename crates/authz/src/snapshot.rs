@@ -165,6 +165,12 @@ impl Snapshot {
         self.shared.state().size
     }
 
+    /// How often all was loaded, the first time included; other changes were followed one by one.
+    #[must_use]
+    pub fn loads(&self) -> u64 {
+        self.shared.loads()
+    }
+
     /// Ends the task in the background and waits until it has given back its connections. Checks are then
     /// [`Error::SnapshotClosed`], on all handles.
     pub async fn shutdown(&self) {

@@ -83,7 +83,9 @@ fn read<'a, const N: usize>(
                     }
                     let mut row = [Field::default(); N];
                     for field in &mut row {
-                        let Some(length) = number(&mut ahead).map(i32::from_be_bytes) else { return Ok(bytes) };
+                        let Some(length) = number(&mut ahead).map(i32::from_be_bytes) else {
+                            return Ok(bytes);
+                        };
                         if let Ok(length) = usize::try_from(length) {
                             let Some(value) = take(&mut ahead, length) else { return Ok(bytes) };
                             *field = Field(Some(value));
@@ -186,7 +188,8 @@ mod tests {
                     bytes.extend(name.as_bytes());
                 }
             }
-            let mut array = [1_i32, 0, 20, i32::try_from(ids.len()).unwrap(), 1].map(i32::to_be_bytes).concat();
+            let mut array =
+                [1_i32, 0, 20, i32::try_from(ids.len()).unwrap(), 1].map(i32::to_be_bytes).concat();
             for id in *ids {
                 array.extend(8_i32.to_be_bytes());
                 array.extend(id.to_be_bytes());

@@ -45,7 +45,11 @@ pub(super) async fn follow(
     // Users to be read again: renamed or suspended ones, members who came or went, whoever is below a new node.
     let mut touched = changes.users.clone();
     touched.extend(
-        changes.memberships.iter().filter(|(group, _)| model.node(Node::Group(*group)).is_some()).map(|(_, user)| user),
+        changes
+            .memberships
+            .iter()
+            .filter(|(group, _)| model.node(Node::Group(*group)).is_some())
+            .map(|(_, user)| user),
     );
     if touched.len() <= quarter {
         touched.extend(below(connection, &affected.new, quarter).await?);
@@ -86,7 +90,11 @@ pub(super) async fn follow(
 }
 
 /// Brings the graph and the grants up to date.
-async fn above(connection: &mut PgConnection, model: &mut Model, changes: &Changes) -> Result<Affected, Error> {
+async fn above(
+    connection: &mut PgConnection,
+    model: &mut Model,
+    changes: &Changes,
+) -> Result<Affected, Error> {
     let mut affected = Affected::default();
     edges(connection, model, changes, &mut affected).await?;
     group_grants(connection, model, changes, &mut affected).await?;
@@ -138,7 +146,8 @@ async fn edges(
         )
         .fetch_all(&mut *connection)
         .await?;
-        let mut parents: HashMap<i64, Vec<i64>> = children.into_iter().map(|child| (child, Vec::new())).collect();
+        let mut parents: HashMap<i64, Vec<i64>> =
+            children.into_iter().map(|child| (child, Vec::new())).collect();
         for row in rows {
             parents.entry(row.child_group_id).or_default().push(row.parent_group_id);
         }
@@ -154,7 +163,8 @@ async fn edges(
         )
         .fetch_all(&mut *connection)
         .await?;
-        let mut directories: HashMap<i64, Vec<i32>> = groups.into_iter().map(|group| (group, Vec::new())).collect();
+        let mut directories: HashMap<i64, Vec<i32>> =
+            groups.into_iter().map(|group| (group, Vec::new())).collect();
         for row in rows {
             directories.entry(row.group_id).or_default().push(row.directory_id);
         }
@@ -223,7 +233,12 @@ async fn user_grants(
         affected.patterns.insert(pattern.as_str().into());
     }
     for grant in found {
-        model.grant(Node::User(grant.user_id), &grant.action_name, end_of(grant.expires_at), &mut affected.new);
+        model.grant(
+            Node::User(grant.user_id),
+            &grant.action_name,
+            end_of(grant.expires_at),
+            &mut affected.new,
+        );
     }
     Ok(())
 }
@@ -288,7 +303,10 @@ async fn read_users(
         let suspended = suspended(&row.status)?;
         let mut nodes = Vec::new();
         model.nodes_of(row.user_id, row.directory_id, row.groups.into_iter(), &mut nodes);
-        let keys = [Some(row.user_name.into_bytes()), row.external_id.filter(|_| by_sub).map(|sub| users::sub_key(&sub))];
+        let keys = [
+            Some(row.user_name.into_bytes()),
+            row.external_id.filter(|_| by_sub).map(|sub| users::sub_key(&sub)),
+        ];
         for key in keys.into_iter().flatten() {
             users::fits(&key, &nodes)?;
             read.push(NewUser { user_id: row.user_id, suspended, key, nodes: nodes.clone() });

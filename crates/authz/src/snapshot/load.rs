@@ -155,7 +155,8 @@ async fn graph(connection: &mut PgConnection) -> Result<(Model, Vec<Arc<str>>), 
     for group in deleted {
         model.set_deleted(group, true);
     }
-    let names = sqlx::query_scalar!("select a.action_name from authz.actions a").fetch_all(connection).await?;
+    let names =
+        sqlx::query_scalar!("select a.action_name from authz.actions a").fetch_all(connection).await?;
     model.settle();
     model.link();
     Ok((model, names.into_iter().map(Into::into).collect()))

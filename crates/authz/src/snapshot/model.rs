@@ -95,8 +95,11 @@ impl Model {
             match node {
                 Node::Group(id) => {
                     self.groups.insert(id, number);
-                    waiting.extend(self.children.get(&id).into_iter().flatten().map(|&child| Node::Group(child)));
-                    waiting.extend(self.directories.get(&id).into_iter().flatten().map(|&d| Node::Everyone(d)));
+                    waiting.extend(
+                        self.children.get(&id).into_iter().flatten().map(|&child| Node::Group(child)),
+                    );
+                    waiting
+                        .extend(self.directories.get(&id).into_iter().flatten().map(|&d| Node::Everyone(d)));
                 }
                 Node::Everyone(id) => {
                     self.everyone.insert(id, number);
@@ -146,8 +149,13 @@ impl Model {
         if !changed {
             return Vec::new();
         }
-        let holds = |holders: &[(u32, i64)]| holders.binary_search_by_key(&node, |&(holder, _)| holder).is_ok();
-        self.grants.iter().filter(|(_, holders)| holds(holders)).map(|(pattern, _)| Arc::clone(pattern)).collect()
+        let holds =
+            |holders: &[(u32, i64)]| holders.binary_search_by_key(&node, |&(holder, _)| holder).is_ok();
+        self.grants
+            .iter()
+            .filter(|(_, holders)| holds(holders))
+            .map(|(pattern, _)| Arc::clone(pattern))
+            .collect()
     }
 
     /// Sets the groups that contain `child`; says whether that changed anything.
@@ -181,7 +189,12 @@ impl Model {
     }
 
     /// Sets the directories of which everyone is in the group; says whether that changed anything.
-    pub(super) fn set_directories(&mut self, group: i64, mut directories: Vec<i32>, new: &mut Vec<Node>) -> bool {
+    pub(super) fn set_directories(
+        &mut self,
+        group: i64,
+        mut directories: Vec<i32>,
+        new: &mut Vec<Node>,
+    ) -> bool {
         directories.sort_unstable();
         let old = self.directories.remove(&group).unwrap_or_default();
         let changed = old != directories;
@@ -292,7 +305,9 @@ impl Model {
             map(lists) + lists.values().map(|list| list.capacity() * size_of::<V>()).sum::<usize>()
         }
         let grants = self.grants.iter().map(|(pattern, holders)| {
-            pattern.len() + 2 * size_of::<usize>() + size_of::<(Arc<str>, Vec<(u32, i64)>)>()
+            pattern.len()
+                + 2 * size_of::<usize>()
+                + size_of::<(Arc<str>, Vec<(u32, i64)>)>()
                 + holders.capacity() * size_of::<(u32, i64)>()
         });
         map(&self.groups)

@@ -31,11 +31,7 @@ pub(super) enum DirectoryAge {
 ///
 /// On a hot standby the state is as old as what has been replayed. It counts as current only while the standby
 /// receives from its primary and has replayed all it received.
-pub(super) async fn ask(
-    connection: &mut PgConnection,
-    sent: Sent,
-    directories: bool,
-) -> Result<Poll, Error> {
+pub(super) async fn ask(connection: &mut PgConnection, sent: Sent, directories: bool) -> Result<Poll, Error> {
     let row = sqlx::query!(
         r#"
         select r.revision,

@@ -130,11 +130,14 @@ impl Refresher {
                         duration_ms = millis(started.elapsed()),
                         "the snapshot of permissions took over changes"
                     );
-                    self.shared.publish(state);
+                    self.shared.publish(state, kind == Kind::Full);
                 }
                 self.shared.confirm(&poll);
                 if std::mem::take(&mut self.failing) {
-                    tracing::info!(revision = poll.revision.0, "the snapshot of permissions is refreshed again");
+                    tracing::info!(
+                        revision = poll.revision.0,
+                        "the snapshot of permissions is refreshed again"
+                    );
                 }
             }
             Err(error) => {
@@ -205,7 +208,8 @@ async fn refresh_on(
                 match changes::since(&mut transaction, old.revision, poll.revision).await? {
                     None => Ok(None),
                     Some(found) => {
-                        follow::follow(&mut transaction, model, old, found, poll.revision, options.by_sub).await
+                        follow::follow(&mut transaction, model, old, found, poll.revision, options.by_sub)
+                            .await
                     }
                 }
             })
@@ -230,7 +234,8 @@ async fn within<T>(patience: Duration, work: impl Future<Output = Result<T, Erro
 
 fn count(kind: Kind, ok: bool, duration: Duration) {
     let outcome = if ok { "ok" } else { "error" };
-    metrics::counter!("authz_snapshot_refreshes_total", "kind" => kind.name(), "outcome" => outcome).increment(1);
+    metrics::counter!("authz_snapshot_refreshes_total", "kind" => kind.name(), "outcome" => outcome)
+        .increment(1);
     if kind != Kind::Poll && ok {
         metrics::histogram!("authz_snapshot_refresh_seconds", "kind" => kind.name()).record(duration);
     }

@@ -50,7 +50,8 @@ impl Row {
         ends.dedup_by_key(|(node, _)| *node);
         // One word for each such node, so that a node is taken for one in vain once in 64 times.
         let exact = ends.last().map_or(0, |(node, _)| word_of(*node) + 1);
-        let mut perhaps = vec![0_u64; if ends.is_empty() { 0 } else { ends.len().min(exact).next_power_of_two() }];
+        let mut perhaps =
+            vec![0_u64; if ends.is_empty() { 0 } else { ends.len().min(exact).next_power_of_two() }];
         for (node, _) in &ends {
             let at = word_of(*node) & perhaps.len().wrapping_sub(1);
             if let Some(word) = perhaps.get_mut(at) {
@@ -86,7 +87,10 @@ impl Row {
 
     /// Held in memory, with the counters.
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.always) + size_of_val(&*self.perhaps) + size_of_val(&*self.ends) + 6 * size_of::<usize>()
+        size_of_val(&*self.always)
+            + size_of_val(&*self.perhaps)
+            + size_of_val(&*self.ends)
+            + 6 * size_of::<usize>()
     }
 
     /// The same for rows that share their memory.

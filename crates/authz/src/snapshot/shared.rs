@@ -44,6 +44,8 @@ pub(super) struct Shared {
     /// The revision of the state, for those who wait for one.
     revision: watch::Sender<Revision>,
     closed: watch::Sender<bool>,
+    /// Full loads so far.
+    loads: AtomicU64,
     /// Wakes the refresher before its time.
     pub(super) wake: Notify,
 }
@@ -61,6 +63,7 @@ impl Shared {
             max_staleness: options.max_staleness,
             max_directory_age: options.max_directory_age,
             closed: watch::Sender::new(false),
+            loads: AtomicU64::new(1),
             wake: Notify::new(),
         };
         shared.confirm(poll);
@@ -123,6 +126,10 @@ impl Shared {
         self.state.load()
     }
 
+    pub(super) fn loads(&self) -> u64 {
+        self.loads.load(Ordering::Relaxed)
+    }
+
     pub(super) fn age(&self) -> Duration {
         Duration::from_nanos(clock::exact().saturating_sub(self.as_of.load(Ordering::Acquire)))
     }
@@ -136,7 +143,8 @@ impl Shared {
     }
 
     /// Takes over a new state; to be confirmed next.
-    pub(super) fn publish(&self, state: State) {
+    pub(super) fn publish(&self, state: State, full: bool) {
+        self.loads.fetch_add(u64::from(full), Ordering::Relaxed);
         self.state.store(Arc::new(state));
         self.generation.store(GENERATIONS.fetch_add(1, Ordering::Relaxed), Ordering::Release);
     }
@@ -211,4 +219,71 @@ impl Shared {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::snapshot::model::Model;
+    use crate::snapshot::users::Builder;
+
+    fn state(revision: i64) -> State {
+        let users = Builder::new(0).finish().unwrap();
+        crate::snapshot::load::state(Revision(revision), users, Arc::default(), &Model::default())
+    }
+
+    fn poll(as_of: u64) -> Poll {
+        Poll { revision: Revision(0), as_of, clock_offset: 0, directory: None }
+    }
+
+    #[test]
+    fn state_is_never_older_than_its_time() {
+        let shared = Shared::new(&Options::default(), state(0), &poll(clock::exact()));
+        let least = AtomicI64::new(0);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for revision in 1..100_000 {
+                    // What was known is too old; then comes a new state, then its time.
+                    shared.confirm(&poll(0));
+                    least.store(revision, Ordering::SeqCst);
+                    shared.publish(state(revision), false);
+                    shared.confirm(&poll(clock::exact()));
+                }
+                done.store(true, Ordering::SeqCst);
+            });
+            while !done.load(Ordering::SeqCst) {
+                let wanted = least.load(Ordering::SeqCst);
+                let (answer, revision) = shared.judge(b"nobody", "nothing");
+                assert!(answer == Answer::Unusable || revision.0 >= wanted, "{revision} {wanted}");
+            }
+        });
+        assert_eq!(shared.judge(b"nobody", "nothing"), (Answer::UnknownUser, Revision(99_999)));
+    }
+
+    #[test]
+    fn closed_stays_closed() {
+        let shared = Shared::new(&Options::default(), state(0), &poll(clock::exact()));
+        shared.close();
+        shared.confirm(&poll(clock::exact()));
+        assert_eq!(shared.judge(b"nobody", "nothing").0, Answer::Unusable);
+        assert!(matches!(shared.why_not(), Error::SnapshotClosed));
+    }
+
+    #[test]
+    fn directory_that_is_too_old_stops_all_answers() {
+        let options = Options::default().max_directory_age(Some(Duration::from_secs(60)));
+        for (directory, usable) in [
+            (None, true),
+            (Some(DirectoryAge::Ago(Duration::from_secs(5))), true),
+            (Some(DirectoryAge::Ago(Duration::from_secs(61))), false),
+            (Some(DirectoryAge::Never), false),
+        ] {
+            let shared = Shared::new(&options, state(0), &Poll { directory, ..poll(clock::exact()) });
+            assert_eq!(shared.judge(b"nobody", "nothing").0 != Answer::Unusable, usable, "{directory:?}");
+            assert!(usable || matches!(shared.why_not(), Error::DirectoryStale { .. }));
+        }
+    }
 }

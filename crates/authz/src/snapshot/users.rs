@@ -128,7 +128,13 @@ impl Users {
         let mut additions: std::collections::BTreeMap<usize, Vec<u32>> = std::collections::BTreeMap::new();
         for user in added {
             let shard = shard_of(self.hash(&user.key), self.shift);
-            write_entry(additions.entry(shard).or_default(), user.user_id, user.suspended, &user.key, &user.nodes);
+            write_entry(
+                additions.entry(shard).or_default(),
+                user.user_id,
+                user.suspended,
+                &user.key,
+                &user.nodes,
+            );
         }
         let mut shards = self.shards.to_vec();
         let (mut users, mut memberships, mut bytes) = (self.users, self.memberships, self.bytes);
@@ -152,7 +158,14 @@ impl Users {
             memberships = memberships + new_memberships - old_memberships;
             bytes = bytes + bytes_of(shard) - old_bytes;
         }
-        Ok(Self { hasher: self.hasher.clone(), shift: self.shift, shards: shards.into(), users, memberships, bytes })
+        Ok(Self {
+            hasher: self.hasher.clone(),
+            shift: self.shift,
+            shards: shards.into(),
+            users,
+            memberships,
+            bytes,
+        })
     }
 }
 
@@ -168,7 +181,11 @@ impl Builder {
     pub(super) fn new(expected: usize) -> Self {
         // At least two shards, so that the shift stays below the width of the hash.
         let shards = (expected / USERS_PER_SHARD).next_power_of_two().max(2);
-        Self { hasher: RandomState::default(), shift: 64 - shards.trailing_zeros(), shards: vec![Vec::new(); shards] }
+        Self {
+            hasher: RandomState::default(),
+            shift: 64 - shards.trailing_zeros(),
+            shards: vec![Vec::new(); shards],
+        }
     }
 
     /// # Errors
@@ -231,7 +248,10 @@ fn shard_of(hash: u64, shift: u32) -> usize {
 }
 
 #[inline]
-#[expect(clippy::cast_possible_truncation, reason = "the low half, which the shard's number does not come from")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "the low half, which the shard's number does not come from"
+)]
 fn tag_of(hash: u64) -> u32 {
     hash as u32
 }
@@ -260,7 +280,10 @@ fn entry_at(shard: &[u32], offset: usize) -> Option<(User<'_>, &[u32])> {
     Some((user, words.get(..nodes_at + nodes_len)?))
 }
 
-#[expect(clippy::cast_possible_truncation, reason = "`fits` has bounded the lengths; an id is cut in two halves")]
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "`fits` has bounded the lengths; an id is cut in two halves"
+)]
 fn write_entry(words: &mut Vec<u32>, user_id: i64, suspended: bool, key: &[u8], nodes: &[u32]) {
     let id = user_id.cast_unsigned();
     let shape = key.len() as u32 | (nodes.len() as u32) << NAME_BITS | u32::from(suspended) << 31;
@@ -368,12 +391,21 @@ mod tests {
     fn every_key_is_found_and_no_other() {
         for count in [0, 1, 2, 3, 500, 5_000] {
             let list: Vec<_> = (0..count)
-                .map(|n| new(n << 33 | n, &format!("u{n}{}", "x".repeat(n as usize % 300)), &[n as u32, 7 + n as u32]))
+                .map(|n| {
+                    new(
+                        n << 33 | n,
+                        &format!("u{n}{}", "x".repeat(n as usize % 300)),
+                        &[n as u32, 7 + n as u32],
+                    )
+                })
                 .collect();
             let users = built(&list);
             for user in &list {
                 let found = users.get(&user.key).unwrap();
-                assert_eq!((found.user_id, found.suspended, found.nodes), (user.user_id, user.suspended, &*user.nodes));
+                assert_eq!(
+                    (found.user_id, found.suspended, found.nodes),
+                    (user.user_id, user.suspended, &*user.nodes)
+                );
             }
             assert!((0..1_000).all(|n| users.get(format!("v{n}").as_bytes()).is_none()));
             assert_eq!((users.users, users.memberships), (list.len(), 2 * list.len()));
@@ -386,7 +418,13 @@ mod tests {
         let users = built(&list);
         // 1 and 2 swap, 3 goes, 4 is renamed, 5 changes, 5000 is new.
         let ids = HashSet::from([1, 2, 3, 4, 5, 5000]);
-        let added = [new(1, "u2", &[1]), new(2, "u1", &[]), new(4, "four", &[9]), new(5, "u5", &[3]), new(5000, "n", &[])];
+        let added = [
+            new(1, "u2", &[1]),
+            new(2, "u1", &[]),
+            new(4, "four", &[9]),
+            new(5, "u5", &[3]),
+            new(5000, "n", &[]),
+        ];
         let replaced = users.replace(&ids, true, &added).unwrap();
         let mut wanted: Vec<_> = list.iter().filter(|u| !ids.contains(&u.user_id)).cloned().collect();
         wanted.extend(added);
