@@ -95,7 +95,6 @@ impl fmt::Debug for Snapshot {
 
 impl Snapshot {
     /// With the usual settings, to be changed before [`Options::start`].
-    #[must_use]
     pub fn options() -> Options {
         Options::default()
     }

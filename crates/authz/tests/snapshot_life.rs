@@ -13,8 +13,8 @@ use sqlx::postgres::PgPoolOptions;
 
 use self::support::{action, database, user};
 
-const DEADLINE: Duration = Duration::from_secs(60);
-const LONG: Duration = Duration::from_secs(3_600);
+const DEADLINE: Duration = Duration::from_mins(1);
+const LONG: Duration = Duration::from_hours(1);
 const WORLD: &str = "
     insert into authz.actions values ('a');
     insert into authz.users (user_id, user_name) values (1, 'ada'), (2, 'bob');
@@ -226,7 +226,7 @@ async fn grant_ends_by_the_clock_of_the_database_without_a_change() {
 async fn directory_that_is_not_mirrored_any_more_is_an_error() {
     let (_database, pool) = database().await;
     run(&pool, WORLD).await;
-    let max = Duration::from_secs(3_600);
+    let max = Duration::from_hours(1);
     let snapshot = Snapshot::options()
         .poll_interval(Duration::from_millis(30))
         .max_directory_age(Some(max))

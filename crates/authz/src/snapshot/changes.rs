@@ -56,7 +56,7 @@ pub(super) async fn since(
             return Ok(None);
         }
         last = row.revision;
-        let known = match (row.kind.as_str(), row.user_id, row.group_id, row.action_name) {
+        match (row.kind.as_str(), row.user_id, row.group_id, row.action_name) {
             ("user", Some(user), ..) => changes.users.insert(user),
             ("group", _, Some(group), _) => changes.groups.insert(group),
             ("group_user", Some(user), Some(group), _) => changes.memberships.insert((group, user)),
@@ -68,7 +68,6 @@ pub(super) async fn since(
             // `reload`, or a kind of a later version.
             _ => return Ok(None),
         };
-        let _repeated = !known;
     }
     let complete = last == now.0 && i64::try_from(count).is_ok_and(|count| count <= MOST);
     Ok(complete.then_some(changes))

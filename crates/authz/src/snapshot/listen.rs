@@ -10,7 +10,7 @@ use super::shared::Shared;
 
 const CHANNEL: &str = "authz_revision";
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+const LONGEST_PAUSE: Duration = Duration::from_mins(1);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Wakes the refresher at each notification; never ends.

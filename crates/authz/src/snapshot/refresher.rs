@@ -17,7 +17,7 @@ use crate::error::Error;
 /// A poll may take this long, even if the snapshot is to be younger.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 /// A full load may take this long, and ten times the bound of the age.
-const LOAD_PATIENCE: Duration = Duration::from_secs(600);
+const LOAD_PATIENCE: Duration = Duration::from_mins(10);
 
 pub(super) struct Refresher {
     options: Options,
@@ -62,9 +62,9 @@ impl Refresher {
     ) -> Result<(Self, Arc<Shared>, watch::Sender<bool>), Error> {
         let started = Instant::now();
         let mut kind = Kind::Full;
-        let refreshed = refresh(&options, &pool, None, &mut None, &mut kind).await;
-        count(kind, refreshed.is_ok(), started.elapsed());
-        let Refreshed { poll, loaded: Some(Loaded { model, state }) } = refreshed? else {
+        let outcome = refresh(&options, &pool, None, &mut None, &mut kind).await;
+        count(kind, outcome.is_ok(), started.elapsed());
+        let Refreshed { poll, loaded: Some(Loaded { model, state }) } = outcome? else {
             return Err(Error::SnapshotClosed);
         };
         let owner = watch::Sender::new(false);
