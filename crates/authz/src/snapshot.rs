@@ -55,7 +55,6 @@ mod refresher;
 mod row;
 mod shared;
 mod state;
-#[allow(clippy::struct_field_names, reason = "`user_id` and a number of users are called so everywhere")]
 mod users;
 
 use std::fmt;
@@ -68,6 +67,7 @@ pub use self::state::Size;
 
 use self::refresher::Refresher;
 use self::shared::Shared;
+use self::state::Answer;
 use crate::decision::{Denial, Revision, Verdict};
 use crate::error::Error;
 use crate::name::{ActionName, Sub, UserName};
@@ -123,12 +123,20 @@ impl Snapshot {
 
     #[inline]
     fn judge(&self, key: &[u8], action: &ActionName) -> Result<Verdict, Error> {
-        let state = self.shared.fresh()?;
-        let verdict = state.verdict(key, action.as_str(), || self.shared.database_micros());
-        if let Verdict::Deny { reason: Denial::UnknownAction, .. } = verdict {
-            unknown_action(action);
-        }
-        Ok(verdict)
+        let (answer, revision) = self.shared.judge(key, action.as_str());
+        let reason = match answer {
+            Answer::Allow => return Ok(Verdict::Allow { revision }),
+            Answer::UnknownUser => Denial::UnknownUser,
+            Answer::Suspended => Denial::Suspended,
+            Answer::UnknownAction => {
+                unknown_action(action);
+                Denial::UnknownAction
+            }
+            Answer::Expired => Denial::Expired,
+            Answer::NoGrant => Denial::NoGrant,
+            Answer::Unusable => return Err(self.shared.why_not()),
+        };
+        Ok(Verdict::Deny { reason, revision })
     }
 
     /// A permit for `A`, if `user` may do it now; see [`authorize`](crate::authorize()). It names no grant.
@@ -179,6 +187,12 @@ impl Snapshot {
     #[must_use]
     pub fn size(&self) -> Size {
         self.shared.state().size
+    }
+
+    /// How often all was loaded, the first time included; other changes were followed one by one.
+    #[must_use]
+    pub fn loads(&self) -> u64 {
+        self.shared.loads()
     }
 
     /// Ends the task in the background and waits until it has given back its connections. Checks are then

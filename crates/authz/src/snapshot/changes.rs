@@ -56,8 +56,7 @@ pub(super) async fn since(
             return Ok(None);
         }
         last = row.revision;
-        // Whether it was known already does not matter.
-        let _ = match (row.kind.as_str(), row.user_id, row.group_id, row.action_name) {
+        match (row.kind.as_str(), row.user_id, row.group_id, row.action_name) {
             ("user", Some(user), ..) => changes.users.insert(user),
             ("group", _, Some(group), _) => changes.groups.insert(group),
             ("group_user", Some(user), Some(group), _) => changes.memberships.insert((group, user)),

@@ -38,7 +38,7 @@ pub(super) async fn follow(
     revision: Revision,
     by_sub: bool,
 ) -> Result<Option<Loaded>, Error> {
-    let quarter = old.users.users / 4 + 1_000;
+    let quarter = old.users.count / 4 + 1_000;
     let nodes_before = model.nodes();
     let affected = above(connection, &mut model, &changes).await?;
 
@@ -72,8 +72,8 @@ pub(super) async fn follow(
             // The old entry is where the new one goes, unless the name (or the `sub`) is another.
             let kept: HashSet<i64> = read
                 .iter()
-                .filter(|user| old.users.get(&user.key).is_some_and(|found| found.user_id == user.user_id))
-                .map(|user| user.user_id)
+                .filter(|user| old.users.get(&user.key).is_some_and(|found| found.id == user.id))
+                .map(|user| user.id)
                 .collect();
             let moved = |id: &i64| by_sub || !kept.contains(id);
             let everywhere = changes.users.iter().any(moved);
@@ -309,7 +309,7 @@ async fn read_users(
         ];
         for key in keys.into_iter().flatten() {
             users::fits(&key, &nodes)?;
-            read.push(NewUser { user_id: row.user_id, suspended, key, nodes: nodes.clone() });
+            read.push(NewUser { id: row.user_id, suspended, key, nodes: nodes.clone() });
         }
     }
     Ok(read)

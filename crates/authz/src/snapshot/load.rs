@@ -99,7 +99,7 @@ pub(super) fn ended(_: tokio::task::JoinError) -> Error {
 /// A state with its size.
 pub(super) fn state(revision: Revision, users: users::Users, actions: Arc<Actions>, model: &Model) -> State {
     let size = Size {
-        users: users.users,
+        users: users.count,
         groups: model.groups(),
         memberships: users.memberships,
         bytes: users.bytes + bytes_of(&actions) + model.bytes(),

@@ -62,9 +62,9 @@ impl Refresher {
     ) -> Result<(Self, Arc<Shared>, watch::Sender<bool>), Error> {
         let started = Instant::now();
         let mut kind = Kind::Full;
-        let refreshed = refresh(&options, &pool, None, &mut None, &mut kind).await;
-        count(kind, refreshed.is_ok(), started.elapsed());
-        let Refreshed { poll, loaded: Some(Loaded { model, state }) } = refreshed? else {
+        let outcome = refresh(&options, &pool, None, &mut None, &mut kind).await;
+        count(kind, outcome.is_ok(), started.elapsed());
+        let Refreshed { poll, loaded: Some(Loaded { model, state }) } = outcome? else {
             return Err(Error::SnapshotClosed);
         };
         let owner = watch::Sender::new(false);
@@ -130,7 +130,7 @@ impl Refresher {
                         duration_ms = millis(started.elapsed()),
                         "the snapshot of permissions took over changes"
                     );
-                    self.shared.publish(state);
+                    self.shared.publish(state, kind == Kind::Full);
                 }
                 self.shared.confirm(&poll);
                 if std::mem::take(&mut self.failing) {

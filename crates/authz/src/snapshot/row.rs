@@ -8,8 +8,11 @@ pub(super) const NEVER: i64 = i64::MAX;
 /// Over the nodes, closed over ancestry: a node's bit is set if it, or an active group above it, holds a grant.
 #[derive(Clone, Default)]
 pub(super) struct Row {
-    /// Bits of grants without an end, and of those with one, side by side. A node past the end has neither.
-    words: Arc<[[u64; 2]]>,
+    /// Bits of the nodes that reach a grant without an end. A node past the last word does not.
+    always: Arc<[u64]>,
+    /// A power of two of words, or none. Where a node's bit is not set at its place in them, modulo their number, the
+    /// node reaches no grant with an end. Grants with an end are few, so this is small and most denies end here.
+    perhaps: Arc<[u64]>,
     /// By node, the latest end in microseconds.
     ends: Arc<[(u32, i64)]>,
 }
@@ -28,42 +31,51 @@ pub(super) enum Reach {
 impl Row {
     /// Of the nodes that reach a grant, each with the latest end of those; in any order, repeated or not.
     pub(super) fn new(reached: impl Iterator<Item = (u32, i64)>) -> Self {
-        let mut words: Vec<[u64; 2]> = Vec::new();
+        let mut always: Vec<u64> = Vec::new();
         let mut ends = Vec::new();
         for (node, end) in reached {
-            let at = (node >> 6) as usize;
-            if words.len() <= at {
-                words.resize(at + 1, [0; 2]);
-            }
-            let Some([always, timed]) = words.get_mut(at) else { continue };
-            if end == NEVER {
-                *always |= 1 << (node & 63);
-            } else {
-                *timed |= 1 << (node & 63);
+            if end != NEVER {
                 ends.push((node, end));
+                continue;
+            }
+            let at = word_of(node);
+            if always.len() <= at {
+                always.resize(at + 1, 0);
+            }
+            if let Some(word) = always.get_mut(at) {
+                *word |= 1 << (node & 63);
             }
         }
         ends.sort_unstable_by_key(|&(node, end)| (node, std::cmp::Reverse(end)));
         ends.dedup_by_key(|(node, _)| *node);
-        Self { words: words.into(), ends: ends.into() }
+        // One word for each such node, so that a node is taken for one in vain once in 64 times.
+        let exact = ends.last().map_or(0, |(node, _)| word_of(*node) + 1);
+        let mut perhaps =
+            vec![0_u64; if ends.is_empty() { 0 } else { ends.len().min(exact).next_power_of_two() }];
+        for (node, _) in &ends {
+            let at = word_of(*node) & perhaps.len().wrapping_sub(1);
+            if let Some(word) = perhaps.get_mut(at) {
+                *word |= 1 << (node & 63);
+            }
+        }
+        Self { always: always.into(), perhaps: perhaps.into(), ends: ends.into() }
     }
 
     /// What reaches a user with these nodes.
     #[inline]
     pub(super) fn reach(&self, nodes: &[u32]) -> Reach {
-        let [mut always, mut timed] = [0, 0];
+        // One loop without a branch on what it finds: nobody can predict an answer.
+        let mask = self.perhaps.len().wrapping_sub(1);
+        let [mut always, mut perhaps] = [0, 0];
         for &node in nodes {
-            let [a, t] = self.words.get((node >> 6) as usize).copied().unwrap_or_default();
-            always |= a >> (node & 63);
-            timed |= t >> (node & 63);
+            let at = word_of(node);
+            always |= self.always.get(at).copied().unwrap_or_default() >> (node & 63);
+            perhaps |= self.perhaps.get(at & mask).copied().unwrap_or_default() >> (node & 63);
         }
-        if always & 1 == 1 {
-            Reach::Always
-        } else if timed & 1 == 1 {
-            self.last_end(nodes)
-        } else {
-            Reach::Never
+        if perhaps & !always & 1 == 1 {
+            return self.last_end(nodes);
         }
+        if always & 1 == 1 { Reach::Always } else { Reach::Never }
     }
 
     #[cold]
@@ -75,13 +87,20 @@ impl Row {
 
     /// Held in memory, with the counters.
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.words) + size_of_val(&*self.ends) + 4 * size_of::<usize>()
+        size_of_val(&*self.always)
+            + size_of_val(&*self.perhaps)
+            + size_of_val(&*self.ends)
+            + 6 * size_of::<usize>()
     }
 
     /// The same for rows that share their memory.
     pub(super) fn address(&self) -> (usize, usize) {
-        (self.words.as_ptr().addr(), self.ends.as_ptr().addr())
+        (self.always.as_ptr().addr(), self.ends.as_ptr().addr())
     }
+}
+
+fn word_of(node: u32) -> usize {
+    (node >> 6) as usize
 }
 
 #[cfg(test)]
@@ -98,5 +117,20 @@ mod tests {
         assert_eq!(row.reach(&[1, 63, 65, 9_999]), Reach::Never);
         assert_eq!(row.reach(&[]), Reach::Never);
         assert_eq!(Row::default().reach(&[0]), Reach::Never);
+    }
+
+    #[test]
+    fn nodes_that_share_a_bit_are_told_apart() {
+        // One node with an end: one word, so 70 looks like 6, 134 and so on.
+        let row = Row::new([(70, 5)].into_iter());
+        assert_eq!(row.perhaps.len(), 1);
+        assert_eq!(row.reach(&[6, 134]), Reach::Never);
+        assert_eq!(row.reach(&[6, 70, 134]), Reach::Until(5));
+        let nodes: Vec<u32> = (0..500).map(|n| n * 7).collect();
+        let row = Row::new(nodes.iter().map(|&node| (node, i64::from(node))));
+        for node in 0..4_000 {
+            let wanted = if nodes.contains(&node) { Reach::Until(i64::from(node)) } else { Reach::Never };
+            assert_eq!(row.reach(&[node]), wanted);
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! What the readers and the refresher share: the state behind one pointer, and until when it may be used.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
@@ -8,7 +9,7 @@ use arc_swap::{ArcSwap, Guard};
 use tokio::sync::{Notify, watch};
 
 use super::poll::{DirectoryAge, Poll};
-use super::state::State;
+use super::state::{Answer, State};
 use super::{Options, clock};
 use crate::decision::Revision;
 use crate::error::Error;
@@ -18,8 +19,18 @@ const NEVER: u64 = u64::MAX;
 /// In place of the age of directories that nobody asks for.
 const UNASKED: u64 = 0;
 
+/// A number for every state that any snapshot in this process publishes.
+static GENERATIONS: AtomicU64 = AtomicU64::new(1);
+
+thread_local! {
+    /// The state that this thread has seen last, and its generation.
+    static SEEN: RefCell<(u64, Option<Arc<State>>)> = const { RefCell::new((0, None)) };
+}
+
 pub(super) struct Shared {
     state: ArcSwap<State>,
+    /// Of the state, stored after it.
+    generation: AtomicU64,
     /// On [`clock::coarse`], the last moment at which the state may be used; 0 when closed.
     good_until: AtomicU64,
     /// On [`clock::exact`], the moment that the state is certainly true of.
@@ -33,6 +44,8 @@ pub(super) struct Shared {
     /// The revision of the state, for those who wait for one.
     revision: watch::Sender<Revision>,
     closed: watch::Sender<bool>,
+    /// Full loads so far.
+    loads: AtomicU64,
     /// Wakes the refresher before its time.
     pub(super) wake: Notify,
 }
@@ -42,6 +55,7 @@ impl Shared {
         let shared = Self {
             revision: watch::Sender::new(state.revision),
             state: ArcSwap::from_pointee(state),
+            generation: AtomicU64::new(GENERATIONS.fetch_add(1, Ordering::Relaxed)),
             good_until: AtomicU64::new(0),
             as_of: AtomicU64::new(0),
             directory_age: AtomicU64::new(0),
@@ -49,25 +63,48 @@ impl Shared {
             max_staleness: options.max_staleness,
             max_directory_age: options.max_directory_age,
             closed: watch::Sender::new(false),
+            loads: AtomicU64::new(1),
             wake: Notify::new(),
         };
         shared.confirm(poll);
         shared
     }
 
-    /// The state, if it may be used.
+    /// Asks the state, if it may be used.
+    ///
+    /// A thread keeps the state that it has seen last, so that a check writes no memory that others read: counting a
+    /// reader in and out costs as much as the look-up.
     ///
     /// INVARIANT: `good_until` is read first, because the refresher stores the state before it: so an old state is
     /// never judged by the time of a newer one (held by `state_is_never_older_than_its_time`).
     #[inline]
-    pub(super) fn fresh(&self) -> Result<Guard<Arc<State>>, Error> {
+    pub(super) fn judge(&self, key: &[u8], action: &str) -> (Answer, Revision) {
         let good_until = self.good_until.load(Ordering::Acquire);
-        let state = self.state.load();
-        if clock::coarse() <= good_until { Ok(state) } else { Err(self.why_not()) }
+        let generation = self.generation.load(Ordering::Acquire);
+        // It cannot be in use further up, and a thread that is ending has no answer.
+        let judged = SEEN.try_with(|seen| {
+            let mut seen = seen.try_borrow_mut().ok()?;
+            if seen.0 != generation {
+                self.look(generation, &mut seen);
+            }
+            let state = seen.1.as_deref()?;
+            Some((state.judge(key, action, || self.database_micros()), state.revision))
+        });
+        match judged {
+            Ok(Some(judged)) if clock::coarse() <= good_until => judged,
+            _ => (Answer::Unusable, Revision(0)),
+        }
     }
 
     #[cold]
-    fn why_not(&self) -> Error {
+    fn look(&self, generation: u64, seen: &mut (u64, Option<Arc<State>>)) {
+        // The generation was read before the state: if that is newer, the next check looks again.
+        *seen = (generation, Some(self.state.load_full()));
+    }
+
+    /// Why the state may not be used.
+    #[cold]
+    pub(super) fn why_not(&self) -> Error {
         if *self.closed.borrow() {
             return Error::SnapshotClosed;
         }
@@ -89,6 +126,10 @@ impl Shared {
         self.state.load()
     }
 
+    pub(super) fn loads(&self) -> u64 {
+        self.loads.load(Ordering::Relaxed)
+    }
+
     pub(super) fn age(&self) -> Duration {
         Duration::from_nanos(clock::exact().saturating_sub(self.as_of.load(Ordering::Acquire)))
     }
@@ -102,8 +143,10 @@ impl Shared {
     }
 
     /// Takes over a new state; to be confirmed next.
-    pub(super) fn publish(&self, state: State) {
+    pub(super) fn publish(&self, state: State, full: bool) {
+        self.loads.fetch_add(u64::from(full), Ordering::Relaxed);
         self.state.store(Arc::new(state));
+        self.generation.store(GENERATIONS.fetch_add(1, Ordering::Relaxed), Ordering::Release);
     }
 
     /// The state is true of the moment of this poll.
@@ -176,4 +219,71 @@ impl Shared {
 
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::snapshot::model::Model;
+    use crate::snapshot::users::Builder;
+
+    fn state(revision: i64) -> State {
+        let users = Builder::new(0).finish().unwrap();
+        crate::snapshot::load::state(Revision(revision), users, Arc::default(), &Model::default())
+    }
+
+    fn poll(as_of: u64) -> Poll {
+        Poll { revision: Revision(0), as_of, clock_offset: 0, directory: None }
+    }
+
+    #[test]
+    fn state_is_never_older_than_its_time() {
+        let shared = Shared::new(&Options::default(), state(0), &poll(clock::exact()));
+        let least = AtomicI64::new(0);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for revision in 1..100_000 {
+                    // What was known is too old; then comes a new state, then its time.
+                    shared.confirm(&poll(0));
+                    least.store(revision, Ordering::SeqCst);
+                    shared.publish(state(revision), false);
+                    shared.confirm(&poll(clock::exact()));
+                }
+                done.store(true, Ordering::SeqCst);
+            });
+            while !done.load(Ordering::SeqCst) {
+                let wanted = least.load(Ordering::SeqCst);
+                let (answer, revision) = shared.judge(b"nobody", "nothing");
+                assert!(answer == Answer::Unusable || revision.0 >= wanted, "{revision} {wanted}");
+            }
+        });
+        assert_eq!(shared.judge(b"nobody", "nothing"), (Answer::UnknownUser, Revision(99_999)));
+    }
+
+    #[test]
+    fn closed_stays_closed() {
+        let shared = Shared::new(&Options::default(), state(0), &poll(clock::exact()));
+        shared.close();
+        shared.confirm(&poll(clock::exact()));
+        assert_eq!(shared.judge(b"nobody", "nothing").0, Answer::Unusable);
+        assert!(matches!(shared.why_not(), Error::SnapshotClosed));
+    }
+
+    #[test]
+    fn directory_that_is_too_old_stops_all_answers() {
+        let options = Options::default().max_directory_age(Some(Duration::from_mins(1)));
+        for (directory, usable) in [
+            (None, true),
+            (Some(DirectoryAge::Ago(Duration::from_secs(5))), true),
+            (Some(DirectoryAge::Ago(Duration::from_secs(61))), false),
+            (Some(DirectoryAge::Never), false),
+        ] {
+            let shared = Shared::new(&options, state(0), &Poll { directory, ..poll(clock::exact()) });
+            assert_eq!(shared.judge(b"nobody", "nothing").0 != Answer::Unusable, usable, "{directory:?}");
+            assert!(usable || matches!(shared.why_not(), Error::DirectoryStale { .. }));
+        }
+    }
 }

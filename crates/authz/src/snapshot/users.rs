@@ -4,7 +4,7 @@
 //! and a change rebuilds one small block:
 //!
 //! ```text
-//! slots, users, memberships | slot: tag, offset | … | entry: user_id (2), shape, name (padded), nodes (sorted) | …
+//! users, memberships | slot: tag, offset | … | entry: user_id (2), shape, name (padded), nodes (sorted) | …
 //! ```
 
 use std::hash::{BuildHasher, Hasher};
@@ -14,11 +14,11 @@ use foldhash::quality::RandomState;
 
 use crate::error::Error;
 
-const HEADER: usize = 3;
+const HEADER: usize = 2;
 /// Words of an entry before its name.
 const ENTRY: usize = 3;
-/// The share of slots in use is at most four fifths.
-const USERS_PER_SHARD: usize = 256;
+/// So few that a slot and its entry are mostly on one page of memory.
+const USERS_PER_SHARD: usize = 64;
 const NAME_BITS: u32 = 11;
 const NODE_BITS: u32 = 20;
 /// Marks an entry under another key than the name (the `sub`): it is not counted as a user.
@@ -29,17 +29,24 @@ const ALIAS: u8 = 0;
 pub(super) struct Users {
     hasher: RandomState,
     shift: u32,
-    shards: Arc<[Arc<[u32]>]>,
+    shards: Arc<[Shard]>,
     /// How many users, memberships and bytes, all shards together.
-    pub(super) users: usize,
+    pub(super) count: usize,
     pub(super) memberships: usize,
     pub(super) bytes: usize,
+}
+
+#[derive(Clone)]
+struct Shard {
+    /// Out here, or a look-up would have to fetch one more line of memory before it knows which.
+    slots: u32,
+    words: Arc<[u32]>,
 }
 
 /// What is known of one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct User<'a> {
-    pub(super) user_id: i64,
+    pub(super) id: i64,
     pub(super) suspended: bool,
     key: &'a [u8],
     /// Sorted.
@@ -49,7 +56,7 @@ pub(super) struct User<'a> {
 /// A user to be put in, under one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NewUser {
-    pub(super) user_id: i64,
+    pub(super) id: i64,
     pub(super) suspended: bool,
     pub(super) key: Vec<u8>,
     pub(super) nodes: Vec<u32>,
@@ -87,21 +94,20 @@ impl Users {
     pub(super) fn get(&self, key: &[u8]) -> Option<User<'_>> {
         let hash = self.hash(key);
         let shard = self.shards.get(shard_of(hash, self.shift))?;
-        let slots = *shard.first()?;
-        let mut slot = first_slot(hash, slots);
-        for _ in 0..slots {
-            let [tag, offset] = *shard.get(HEADER + 2 * slot..)?.first_chunk::<2>()?;
+        let mut slot = first_slot(hash, shard.slots);
+        for _ in 0..shard.slots {
+            let [tag, offset] = *shard.words.get(HEADER + 2 * slot..)?.first_chunk::<2>()?;
             if offset == 0 {
                 return None;
             }
             if tag == tag_of(hash) {
-                let (user, _) = entry_at(shard, offset as usize)?;
+                let (user, _) = entry_at(&shard.words, offset as usize)?;
                 if user.key == key {
                     return Some(user);
                 }
             }
             slot += 1;
-            if slot == slots as usize {
+            if slot == shard.slots as usize {
                 slot = 0;
             }
         }
@@ -122,24 +128,18 @@ impl Users {
         let mut additions: std::collections::BTreeMap<usize, Vec<u32>> = std::collections::BTreeMap::new();
         for user in added {
             let shard = shard_of(self.hash(&user.key), self.shift);
-            write_entry(
-                additions.entry(shard).or_default(),
-                user.user_id,
-                user.suspended,
-                &user.key,
-                &user.nodes,
-            );
+            write_entry(additions.entry(shard).or_default(), user.id, user.suspended, &user.key, &user.nodes);
         }
         let mut shards = self.shards.to_vec();
-        let (mut users, mut memberships, mut bytes) = (self.users, self.memberships, self.bytes);
+        let (mut users, mut memberships, mut bytes) = (self.count, self.memberships, self.bytes);
         for (number, shard) in shards.iter_mut().enumerate() {
             let new = additions.remove(&number);
-            if new.is_none() && !(everywhere && entries(shard).any(|(user, _)| ids.contains(&user.user_id))) {
+            if new.is_none() && !(everywhere && entries(shard).any(|(user, _)| ids.contains(&user.id))) {
                 continue;
             }
-            let mut kept = Vec::with_capacity(shard.len() + new.as_ref().map_or(0, Vec::len));
+            let mut kept = Vec::with_capacity(shard.words.len() + new.as_ref().map_or(0, Vec::len));
             for (user, words) in entries(shard) {
-                if !ids.contains(&user.user_id) {
+                if !ids.contains(&user.id) {
                     kept.extend_from_slice(words);
                 }
             }
@@ -156,7 +156,7 @@ impl Users {
             hasher: self.hasher.clone(),
             shift: self.shift,
             shards: shards.into(),
-            users,
+            count: users,
             memberships,
             bytes,
         })
@@ -203,7 +203,7 @@ impl Builder {
     /// [`Duplicate`].
     pub(super) fn finish(self) -> Result<Users, Duplicate> {
         let mut shards = Vec::with_capacity(self.shards.len());
-        let (mut users, mut memberships, mut bytes) = (0, 0, size_of::<Arc<[u32]>>() * self.shards.len());
+        let (mut users, mut memberships, mut bytes) = (0, 0, size_of::<Shard>() * self.shards.len());
         // Each draft goes before the next block is made, so that the peak is little more than one copy.
         for draft in self.shards {
             let shard = assemble(&self.hasher, &draft)?;
@@ -213,7 +213,14 @@ impl Builder {
             bytes += bytes_of(&shard);
             shards.push(shard);
         }
-        Ok(Users { hasher: self.hasher, shift: self.shift, shards: shards.into(), users, memberships, bytes })
+        Ok(Users {
+            hasher: self.hasher,
+            shift: self.shift,
+            shards: shards.into(),
+            count: users,
+            memberships,
+            bytes,
+        })
     }
 }
 
@@ -266,7 +273,7 @@ fn entry_at(shard: &[u32], offset: usize) -> Option<(User<'_>, &[u32])> {
     let nodes_at = ENTRY + name_len.div_ceil(4);
     let key = bytemuck::cast_slice::<u32, u8>(words.get(ENTRY..nodes_at)?).get(..name_len)?;
     let user = User {
-        user_id: (u64::from(high) << 32 | u64::from(low)).cast_signed(),
+        id: (u64::from(high) << 32 | u64::from(low)).cast_signed(),
         suspended: shape >> 31 == 1,
         key,
         nodes: words.get(nodes_at..nodes_at + nodes_len)?,
@@ -299,25 +306,24 @@ fn entries_in(words: &[u32], mut offset: usize) -> impl Iterator<Item = (User<'_
     })
 }
 
-fn entries(shard: &[u32]) -> impl Iterator<Item = (User<'_>, &[u32])> {
-    let slots = shard.first().copied().unwrap_or(0) as usize;
-    entries_in(shard, HEADER + 2 * slots)
+fn entries(shard: &Shard) -> impl Iterator<Item = (User<'_>, &[u32])> {
+    entries_in(&shard.words, HEADER + 2 * shard.slots as usize)
 }
 
-fn counts(shard: &[u32]) -> (usize, usize) {
-    match shard {
-        [_, users, memberships, ..] => (*users as usize, *memberships as usize),
+fn counts(shard: &Shard) -> (usize, usize) {
+    match &*shard.words {
+        [users, memberships, ..] => (*users as usize, *memberships as usize),
         _ => (0, 0),
     }
 }
 
 /// With the two counters before the words.
-fn bytes_of(shard: &[u32]) -> usize {
-    size_of_val(shard) + 2 * size_of::<usize>()
+fn bytes_of(shard: &Shard) -> usize {
+    size_of_val(&*shard.words) + 2 * size_of::<usize>()
 }
 
 /// A shard of these entries, which hold their places behind the slots.
-fn assemble(hasher: &RandomState, drafted: &[u32]) -> Result<Arc<[u32]>, Duplicate> {
+fn assemble(hasher: &RandomState, drafted: &[u32]) -> Result<Shard, Duplicate> {
     let (mut total, mut users, mut memberships) = (0_u32, 0_u32, 0_u32);
     for (user, _) in entries_in(drafted, 0) {
         total += 1;
@@ -327,10 +333,11 @@ fn assemble(hasher: &RandomState, drafted: &[u32]) -> Result<Arc<[u32]>, Duplica
         }
     }
     // INVARIANT: one slot at least stays empty, so a search ends (held by `every_key_is_found_and_no_other`).
-    let slots = total + total / 4 + 1;
+    // Two thirds in use: most searches end at their first slot.
+    let slots = total + total / 2 + 1;
     let first_entry = HEADER + 2 * slots as usize;
     let mut words = Vec::with_capacity(first_entry + drafted.len());
-    words.extend([slots, users, memberships]);
+    words.extend([users, memberships]);
     words.resize(first_entry, 0);
     words.extend_from_slice(drafted);
 
@@ -355,7 +362,7 @@ fn assemble(hasher: &RandomState, drafted: &[u32]) -> Result<Arc<[u32]>, Duplica
         }
         offset += entry.len();
     }
-    Ok(words.into())
+    Ok(Shard { slots, words: words.into() })
 }
 
 #[cfg(test)]
@@ -365,44 +372,38 @@ mod tests {
     use super::*;
 
     fn new(user_id: i64, key: &str, nodes: &[u32]) -> NewUser {
-        NewUser { user_id, suspended: user_id % 3 == 0, key: key.into(), nodes: nodes.into() }
+        NewUser { id: user_id, suspended: user_id % 3 == 0, key: key.into(), nodes: nodes.into() }
     }
 
     fn built(users: &[NewUser]) -> Users {
         let mut builder = Builder::new(users.len() / 3);
         for user in users {
-            builder.push(user.user_id, user.suspended, &user.key, &user.nodes).unwrap();
+            builder.push(user.id, user.suspended, &user.key, &user.nodes).unwrap();
         }
         builder.finish().unwrap()
     }
 
     fn all(users: &Users) -> BTreeMap<Vec<u8>, (i64, bool, Vec<u32>)> {
-        let found = users.shards.iter().flat_map(|shard| entries(shard));
-        found.map(|(u, _)| (u.key.to_vec(), (u.user_id, u.suspended, u.nodes.to_vec()))).collect()
+        let found = users.shards.iter().flat_map(entries);
+        found.map(|(u, _)| (u.key.to_vec(), (u.id, u.suspended, u.nodes.to_vec()))).collect()
     }
 
     #[test]
     fn every_key_is_found_and_no_other() {
         for count in [0, 1, 2, 3, 500, 5_000] {
-            let list: Vec<_> = (0..count)
+            let list: Vec<_> = (0_u32..count)
                 .map(|n| {
-                    new(
-                        n << 33 | n,
-                        &format!("u{n}{}", "x".repeat(n as usize % 300)),
-                        &[n as u32, 7 + n as u32],
-                    )
+                    let key = format!("u{n}{}", "x".repeat(n as usize % 300));
+                    new(i64::from(n) << 33 | i64::from(n), &key, &[n, 7 + n])
                 })
                 .collect();
             let users = built(&list);
             for user in &list {
                 let found = users.get(&user.key).unwrap();
-                assert_eq!(
-                    (found.user_id, found.suspended, found.nodes),
-                    (user.user_id, user.suspended, &*user.nodes)
-                );
+                assert_eq!((found.id, found.suspended, found.nodes), (user.id, user.suspended, &*user.nodes));
             }
             assert!((0..1_000).all(|n| users.get(format!("v{n}").as_bytes()).is_none()));
-            assert_eq!((users.users, users.memberships), (list.len(), 2 * list.len()));
+            assert_eq!((users.count, users.memberships), (list.len(), 2 * list.len()));
         }
     }
 
@@ -420,13 +421,13 @@ mod tests {
             new(5000, "n", &[]),
         ];
         let replaced = users.replace(&ids, true, &added).unwrap();
-        let mut wanted: Vec<_> = list.iter().filter(|u| !ids.contains(&u.user_id)).cloned().collect();
+        let mut wanted: Vec<_> = list.iter().filter(|u| !ids.contains(&u.id)).cloned().collect();
         wanted.extend(added);
         let wanted = built(&wanted);
         assert_eq!(all(&replaced), all(&wanted));
         assert!(replaced.get(b"u4").is_none() && replaced.get(b"u3").is_none());
-        assert_eq!((replaced.users, replaced.memberships), (wanted.users, wanted.memberships));
-        let bytes: usize = replaced.shards.iter().map(|s| bytes_of(s) + size_of::<Arc<[u32]>>()).sum();
+        assert_eq!((replaced.count, replaced.memberships), (wanted.count, wanted.memberships));
+        let bytes: usize = replaced.shards.iter().map(|s| bytes_of(s) + size_of::<Shard>()).sum();
         assert_eq!(replaced.bytes, bytes);
     }
 
@@ -448,7 +449,7 @@ mod tests {
         let mut users = [new(1, "a", &[1, 2]), new(1, "", &[1, 2])];
         users[1].key = sub_key("a");
         let users = built(&users);
-        assert_eq!((users.users, users.memberships), (1, 2));
-        assert_eq!(users.get(&sub_key("a")).unwrap().user_id, 1);
+        assert_eq!((users.count, users.memberships), (1, 2));
+        assert_eq!(users.get(&sub_key("a")).unwrap().id, 1);
     }
 }
