@@ -53,12 +53,12 @@ async fn check_allocates_nothing() {
     let snapshot = Snapshot::options().by_sub(true).start(pool).await.unwrap();
     let names = ["ada", "bob", "nobody"].map(user);
     let actions = ["a", "b", "c"].map(action);
+    let sub = authz::Sub::parse("sub-ada").unwrap();
     let ask = || {
         let by_name = names.iter().flat_map(|name| actions.iter().map(move |action| (name, action)));
         let by_name =
             by_name.filter(|(name, action)| snapshot.check(name, action).unwrap().is_allow()).count();
-        let by_sub =
-            actions.iter().filter(|action| snapshot.check_sub("sub-ada", action).unwrap().is_allow());
+        let by_sub = actions.iter().filter(|action| snapshot.check_sub(&sub, action).unwrap().is_allow());
         (by_name, by_sub.count())
     };
     assert_eq!(ask(), (2, 2)); // the thread sees the state for the first time

@@ -91,11 +91,18 @@ async fn assert_agrees(pool: &PgPool, snapshot: &Snapshot, after: &str) {
     for (sub, name) in subs {
         for asked in ACTIONS {
             let by_name = snapshot.check(&user(&name), &action(asked)).unwrap();
-            assert_eq!(snapshot.check_sub(&sub, &action(asked)).unwrap(), by_name, "{sub} after {after}");
+            assert_eq!(
+                snapshot.check_sub(&authz::Sub::parse(&sub).unwrap(), &action(asked)).unwrap(),
+                by_name,
+                "{sub} after {after}"
+            );
         }
     }
     for gone in ["sub-gone", "sub-none"] {
-        assert!(!snapshot.check_sub(gone, &action("a.b")).unwrap().is_allow(), "{gone} after {after}");
+        assert!(
+            !snapshot.check_sub(&authz::Sub::parse(gone).unwrap(), &action("a.b")).unwrap().is_allow(),
+            "{gone} after {after}"
+        );
     }
 }
 

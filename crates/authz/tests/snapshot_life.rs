@@ -318,5 +318,8 @@ async fn sub_needs_to_be_asked_for() {
     let (_database, pool) = database().await;
     run(&pool, WORLD).await;
     let snapshot = Snapshot::options().start(pool).await.unwrap();
-    assert!(matches!(snapshot.check_sub("x", &action("a")), Err(Error::Unindexed)));
+    assert!(matches!(
+        snapshot.check_sub(&authz::Sub::parse("x").unwrap(), &action("a")),
+        Err(Error::Unindexed)
+    ));
 }
