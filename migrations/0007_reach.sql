@@ -31,7 +31,9 @@ begin
         insert into authz.group_reach (group_id, action_name, holder_id, depth)
         select n.group_id, ga.action_name, n.ancestor_id, n.depth
         from new_rows n
-        join authz.group_actions ga on ga.group_id = n.ancestor_id;
+        join authz.group_actions ga on ga.group_id = n.ancestor_id
+        -- One statement may change both tables; each trigger then finds the other's new rows.
+        on conflict (group_id, action_name, holder_id) do nothing;
     end if;
     return null;
 end $$;
@@ -51,7 +53,8 @@ begin
         insert into authz.group_reach (group_id, action_name, holder_id, depth)
         select an.group_id, n.action_name, an.ancestor_id, an.depth
         from new_rows n
-        join authz.group_ancestors an on an.ancestor_id = n.group_id;
+        join authz.group_ancestors an on an.ancestor_id = n.group_id
+        on conflict (group_id, action_name, holder_id) do nothing;
     end if;
     return null;
 end $$;
