@@ -43,6 +43,7 @@
 //! found nothing new) and `outcome` (`ok`, `error`). Through `tracing`: each refresh (debug; a full one info), the first
 //! failure and the recovery of an outage (warn, info).
 
+mod actions;
 mod changes;
 mod clock;
 mod copy;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use sqlx::PgConnection;
 
+use super::actions::Actions;
 use super::changes::Changes;
 use super::load::{Loaded, ended, state, suspended};
 use super::model::{Model, Node, end_of};
-use super::state::{Actions, State};
+use super::state::State;
 use super::users::{self, Duplicate, NewUser};
 use crate::decision::Revision;
 use crate::error::Error;
@@ -325,14 +326,16 @@ fn actions(model: &Model, old: &Arc<Actions>, affected: &Affected) -> Arc<Action
         return Arc::clone(old);
     }
     let mut actions = Actions::clone(old);
-    actions.retain(|name, _| !affected.unregistered.contains(&**name));
+    for name in &affected.unregistered {
+        actions.remove(name);
+    }
     let wildcards: Vec<ActionPattern> = affected
         .patterns
         .iter()
         .filter(|pattern| pattern.ends_with('*'))
         .map(|pattern| ActionPattern::stored(pattern.to_string()))
         .collect();
-    let is_affected = |name: &Arc<str>| {
+    let is_affected = |name: &str| {
         affected.all || affected.patterns.contains(name) || {
             !wildcards.is_empty() && {
                 let action = ActionName::stored(name.to_string());
@@ -340,7 +343,8 @@ fn actions(model: &Model, old: &Arc<Actions>, affected: &Affected) -> Arc<Action
             }
         }
     };
-    let mut names: HashSet<Arc<str>> = actions.keys().filter(|name| is_affected(name)).cloned().collect();
+    let mut names: HashSet<Arc<str>> =
+        actions.names().filter(|name| is_affected(name)).map(Into::into).collect();
     names.extend(affected.registered.iter().cloned());
     model.rows(names.iter(), &mut actions);
     Arc::new(actions)

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use futures_util::TryStreamExt;
 use sqlx::{Executor, PgConnection};
 
+use super::actions::Actions;
 use super::copy::{Field, Rows};
 use super::model::{Model, Node, end_of};
-use super::state::{Actions, Size, State, bytes_of};
+use super::state::{Size, State};
 use super::users::{self, Builder, Duplicate};
 use crate::decision::Revision;
 use crate::error::Error;
@@ -102,7 +103,7 @@ pub(super) fn state(revision: Revision, users: users::Users, actions: Arc<Action
         users: users.count,
         groups: model.groups(),
         memberships: users.memberships,
-        bytes: users.bytes + bytes_of(&actions) + model.bytes(),
+        bytes: users.bytes + actions.bytes() + model.bytes(),
     };
     State { revision, users, actions, size }
 }

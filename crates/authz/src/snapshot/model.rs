@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
+use super::actions::Actions;
 use super::row::{NEVER, Row};
-use super::state::Actions;
 use crate::name::ActionName;
 
 /// So many nodes more than twice those of the last full load are one too many.
@@ -291,7 +291,7 @@ impl Model {
                 }
                 row
             };
-            actions.insert(Arc::clone(name), row);
+            actions.insert(name, row);
         }
     }
 

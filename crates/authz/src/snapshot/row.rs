@@ -8,11 +8,14 @@ pub(super) const NEVER: i64 = i64::MAX;
 /// Over the nodes, closed over ancestry: a node's bit is set if it, or an active group above it, holds a grant.
 #[derive(Clone, Default)]
 pub(super) struct Row {
-    /// Bits of the nodes that reach a grant without an end. A node past the last word does not.
-    always: Arc<[u64]>,
-    /// A power of two of words, or none. Where a node's bit is not set at its place in them, modulo their number, the
-    /// node reaches no grant with an end. Grants with an end are few, so this is small and most denies end here.
-    perhaps: Arc<[u64]>,
+    /// Two sets of bits, one behind the other, so that a check finds both in one place.
+    ///
+    /// First: the nodes that reach a grant without an end; a node past the last word does not. Then a power of two of
+    /// words, or none: where a node's bit is not set at its place in them, modulo their number, the node reaches no
+    /// grant with an end. Grants with an end are few, so this is small and most denies end here.
+    words: Arc<[u64]>,
+    /// How many words the first set has.
+    always: u32,
     /// By node, the latest end in microseconds.
     ends: Arc<[(u32, i64)]>,
 }
@@ -58,24 +61,32 @@ impl Row {
                 *word |= 1 << (node & 63);
             }
         }
-        Self { always: always.into(), perhaps: perhaps.into(), ends: ends.into() }
+        // Nodes are numbered with 32 bits, so their words are as well.
+        let words_always = u32::try_from(always.len()).unwrap_or(u32::MAX);
+        always.append(&mut perhaps);
+        Self { words: always.into(), always: words_always, ends: ends.into() }
     }
 
     /// What reaches a user with these nodes.
     #[inline]
     pub(super) fn reach(&self, nodes: &[u32]) -> Reach {
-        // One loop without a branch on what it finds: nobody can predict an answer.
-        let mask = self.perhaps.len().wrapping_sub(1);
-        let [mut always, mut perhaps] = [0, 0];
-        for &node in nodes {
-            let at = word_of(node);
-            always |= self.always.get(at).copied().unwrap_or_default() >> (node & 63);
-            perhaps |= self.perhaps.get(at & mask).copied().unwrap_or_default() >> (node & 63);
+        let Some((always, perhaps)) = self.words.split_at_checked(self.always as usize) else {
+            return Reach::Never;
+        };
+        // Loops without a branch on what they find: nobody can predict at which node an answer lies.
+        let found = |words: &[u64], mask: usize| {
+            nodes.iter().fold(0, |found, &node| {
+                found | words.get(word_of(node) & mask).copied().unwrap_or_default() >> (node & 63)
+            }) & 1
+                == 1
+        };
+        if found(always, usize::MAX) {
+            return Reach::Always;
         }
-        if perhaps & !always & 1 == 1 {
+        if !perhaps.is_empty() && found(perhaps, perhaps.len() - 1) {
             return self.last_end(nodes);
         }
-        if always & 1 == 1 { Reach::Always } else { Reach::Never }
+        Reach::Never
     }
 
     #[cold]
@@ -87,15 +98,12 @@ impl Row {
 
     /// Held in memory, with the counters.
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.always)
-            + size_of_val(&*self.perhaps)
-            + size_of_val(&*self.ends)
-            + 6 * size_of::<usize>()
+        size_of_val(&*self.words) + size_of_val(&*self.ends) + 4 * size_of::<usize>()
     }
 
     /// The same for rows that share their memory.
     pub(super) fn address(&self) -> (usize, usize) {
-        (self.always.as_ptr().addr(), self.ends.as_ptr().addr())
+        (self.words.as_ptr().addr(), self.ends.as_ptr().addr())
     }
 }
 
@@ -123,7 +131,7 @@ mod tests {
     fn nodes_that_share_a_bit_are_told_apart() {
         // One node with an end: one word, so 70 looks like 6, 134 and so on.
         let row = Row::new([(70, 5)].into_iter());
-        assert_eq!(row.perhaps.len(), 1);
+        assert_eq!((row.words.len(), row.always), (1, 0));
         assert_eq!(row.reach(&[6, 134]), Reach::Never);
         assert_eq!(row.reach(&[6, 70, 134]), Reach::Until(5));
         let nodes: Vec<u32> = (0..500).map(|n| n * 7).collect();

@@ -1,16 +1,11 @@
 //! One immutable state: what the checks read.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use foldhash::quality::RandomState;
-
-use super::row::{Reach, Row};
+use super::actions::Actions;
+use super::row::Reach;
 use super::users::Users;
 use crate::decision::Revision;
-
-/// Every registered action with its row.
-pub(super) type Actions = HashMap<Arc<str>, Row, RandomState>;
 
 /// The permissions as of one revision.
 pub(super) struct State {
@@ -73,14 +68,4 @@ pub(super) enum Answer {
     NoGrant,
     /// The state may not be used.
     Unusable,
-}
-
-/// What the rows of all actions take, rows that are shared once.
-pub(super) fn bytes_of(actions: &Actions) -> usize {
-    let table = actions.capacity() * (size_of::<(Arc<str>, Row)>() + 1) * 8 / 7;
-    let mut rows: Vec<&Row> = actions.values().collect();
-    rows.sort_unstable_by_key(|row| row.address());
-    rows.dedup_by_key(|row| row.address());
-    let names = actions.keys().map(|name| name.len() + 2 * size_of::<usize>()).sum::<usize>();
-    table + names + rows.into_iter().map(Row::bytes).sum::<usize>()
 }

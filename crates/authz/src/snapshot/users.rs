@@ -1,23 +1,32 @@
 //! Who there is: every user under the name, with the nodes through which grants reach the user.
 //!
-//! A fixed number of shards, each one immutable block of words, so that a look-up touches one slot and one entry,
+//! A fixed number of shards, each one immutable block of words, so that a look-up touches one bucket and one entry,
 //! and a change rebuilds one small block:
 //!
 //! ```text
-//! users, memberships | slot: tag, offset | … | entry: user_id (2), shape, name (padded), nodes (sorted) | …
+//! users, memberships | bucket: eight tags (4), eight offsets | … | entry: user_id (2), shape, name (padded), nodes (sorted) | …
 //! ```
+//!
+//! The tags of a bucket are compared at once: to go from slot to slot is a branch that the processor mispredicts at
+//! every other look-up.
 
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 
 use foldhash::quality::RandomState;
 
+use super::actions::same_bytes;
 use crate::error::Error;
 
 const HEADER: usize = 2;
+/// Entries of a bucket, and its words: a tag of 16 bits and an offset for each.
+const LANES: usize = 8;
+const BUCKET: usize = LANES / 2 + LANES;
+/// How many entries a bucket holds on average at most. One entry in fifty is then not in its first bucket.
+const FILL: u32 = 5;
 /// Words of an entry before its name.
 const ENTRY: usize = 3;
-/// So few that a slot and its entry are mostly on one page of memory.
+/// So few that a bucket and its entry are mostly on one page of memory.
 const USERS_PER_SHARD: usize = 64;
 const NAME_BITS: u32 = 11;
 const NODE_BITS: u32 = 20;
@@ -39,7 +48,7 @@ pub(super) struct Users {
 #[derive(Clone)]
 struct Shard {
     /// Out here, or a look-up would have to fetch one more line of memory before it knows which.
-    slots: u32,
+    buckets: u32,
     words: Arc<[u32]>,
 }
 
@@ -89,27 +98,27 @@ impl Users {
         hash(&self.hasher, key)
     }
 
-    /// The user under a key: one slot, one entry.
+    /// The user under a key: one bucket, one entry.
     #[inline]
     pub(super) fn get(&self, key: &[u8]) -> Option<User<'_>> {
         let hash = self.hash(key);
         let shard = self.shards.get(shard_of(hash, self.shift))?;
-        let mut slot = first_slot(hash, shard.slots);
-        for _ in 0..shard.slots {
-            let [tag, offset] = *shard.words.get(HEADER + 2 * slot..)?.first_chunk::<2>()?;
-            if offset == 0 {
-                return None;
-            }
-            if tag == tag_of(hash) {
+        let mut bucket = first_bucket(hash, shard.buckets);
+        for _ in 0..shard.buckets {
+            let (tags, offsets) = bucket_at(&shard.words, bucket)?;
+            let mut lanes = zero_lanes(tags ^ of_all_lanes(tag_of(hash)));
+            while lanes != 0 {
+                let offset = *offsets.get(lanes.trailing_zeros() as usize / 16)?;
                 let (user, _) = entry_at(&shard.words, offset as usize)?;
-                if user.key == key {
+                if same_bytes(user.key, key) {
                     return Some(user);
                 }
+                lanes &= lanes - 1;
             }
-            slot += 1;
-            if slot == shard.slots as usize {
-                slot = 0;
+            if zero_lanes(tags) != 0 {
+                return None;
             }
+            bucket = next_bucket(bucket, shard.buckets);
         }
         None
     }
@@ -248,19 +257,43 @@ fn shard_of(hash: u64, shift: u32) -> usize {
     usize::try_from(hash >> shift).unwrap_or(usize::MAX)
 }
 
+/// Never 0, which marks an empty lane. From bits that neither the shard nor the bucket comes from.
 #[inline]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the low half, which the shard's number does not come from"
-)]
-fn tag_of(hash: u64) -> u32 {
-    hash as u32
+#[expect(clippy::cast_possible_truncation, reason = "sixteen bits of the hash")]
+fn tag_of(hash: u64) -> u16 {
+    ((hash >> 32) as u16).max(1)
 }
 
-/// Multiply and shift: any number of slots, no division.
+/// Multiply and shift: any number of buckets, no division.
 #[inline]
-fn first_slot(hash: u64, slots: u32) -> usize {
-    usize::try_from((u64::from(tag_of(hash)) * u64::from(slots)) >> 32).unwrap_or(0)
+fn first_bucket(hash: u64, buckets: u32) -> usize {
+    let low = hash & u64::from(u32::MAX);
+    usize::try_from((low * u64::from(buckets)) >> 32).unwrap_or(0)
+}
+
+#[inline]
+fn next_bucket(bucket: usize, buckets: u32) -> usize {
+    if bucket + 1 == buckets as usize { 0 } else { bucket + 1 }
+}
+
+/// The tags of a bucket, the first one lowest, and its offsets.
+#[inline]
+fn bucket_at(shard: &[u32], bucket: usize) -> Option<(u128, &[u32; LANES])> {
+    let words = shard.get(HEADER + BUCKET * bucket..)?.first_chunk::<BUCKET>()?;
+    let tags = words.first_chunk::<{ LANES / 2 }>()?.map(u128::from);
+    Some((tags[0] | tags[1] << 32 | tags[2] << 64 | tags[3] << 96, words.last_chunk()?))
+}
+
+#[inline]
+fn of_all_lanes(tag: u16) -> u128 {
+    u128::from(tag) * (u128::MAX / 0xffff)
+}
+
+/// The highest bit of each lane that is zero. A lane above one that is zero may be taken for one too, so look at what
+/// is found; that there is none is certain.
+#[inline]
+fn zero_lanes(lanes: u128) -> u128 {
+    lanes.wrapping_sub(of_all_lanes(1)) & !lanes & of_all_lanes(1 << 15)
 }
 
 /// The entry at an offset, and its words.
@@ -307,7 +340,7 @@ fn entries_in(words: &[u32], mut offset: usize) -> impl Iterator<Item = (User<'_
 }
 
 fn entries(shard: &Shard) -> impl Iterator<Item = (User<'_>, &[u32])> {
-    entries_in(&shard.words, HEADER + 2 * shard.slots as usize)
+    entries_in(&shard.words, HEADER + BUCKET * shard.buckets as usize)
 }
 
 fn counts(shard: &Shard) -> (usize, usize) {
@@ -332,10 +365,9 @@ fn assemble(hasher: &RandomState, drafted: &[u32]) -> Result<Shard, Duplicate> {
             memberships += u32::try_from(user.nodes.len()).unwrap_or(u32::MAX);
         }
     }
-    // INVARIANT: one slot at least stays empty, so a search ends (held by `every_key_is_found_and_no_other`).
-    // Two thirds in use: most searches end at their first slot.
-    let slots = total + total / 2 + 1;
-    let first_entry = HEADER + 2 * slots as usize;
+    // INVARIANT: one lane at least stays empty, so a search ends (held by `every_key_is_found_and_no_other`).
+    let buckets = total / FILL + 1;
+    let first_entry = HEADER + BUCKET * buckets as usize;
     let mut words = Vec::with_capacity(first_entry + drafted.len());
     words.extend([users, memberships]);
     words.resize(first_entry, 0);
@@ -343,26 +375,43 @@ fn assemble(hasher: &RandomState, drafted: &[u32]) -> Result<Shard, Duplicate> {
 
     let mut offset = first_entry;
     for (user, entry) in entries_in(drafted, 0) {
-        let hash = hash(hasher, user.key);
-        let mut slot = first_slot(hash, slots);
-        loop {
-            let Some([_, taken]) = words.get(HEADER + 2 * slot..).and_then(<[u32]>::first_chunk::<2>) else {
-                return Err(Duplicate);
-            };
-            if *taken == 0 {
-                break;
-            }
-            if entry_at(&words, *taken as usize).is_some_and(|(other, _)| other.key == user.key) {
-                return Err(Duplicate);
-            }
-            slot = if slot + 1 == slots as usize { 0 } else { slot + 1 };
-        }
-        if let Some(place) = words.get_mut(HEADER + 2 * slot..).and_then(<[u32]>::first_chunk_mut::<2>) {
-            *place = [tag_of(hash), u32::try_from(offset).map_err(|_| Duplicate)?];
-        }
+        place(&mut words, buckets, hash(hasher, user.key), user.key, offset)?;
         offset += entry.len();
     }
-    Ok(Shard { slots, words: words.into() })
+    Ok(Shard { buckets, words: words.into() })
+}
+
+/// Writes tag and offset of an entry into the first empty lane from its bucket on.
+fn place(words: &mut [u32], buckets: u32, hash: u64, key: &[u8], offset: usize) -> Result<(), Duplicate> {
+    let offset = u32::try_from(offset).map_err(|_| Duplicate)?;
+    let mut bucket = first_bucket(hash, buckets);
+    for _ in 0..buckets {
+        let (tags, offsets) = bucket_at(words, bucket).ok_or(Duplicate)?;
+        let taken = |&&offset: &&u32| offset != 0;
+        for &other in offsets.iter().take_while(taken) {
+            if entry_at(words, other as usize).is_some_and(|(other, _)| other.key == key) {
+                return Err(Duplicate);
+            }
+        }
+        let lane = offsets.iter().take_while(taken).count();
+        debug_assert_eq!(
+            lane == LANES,
+            zero_lanes(tags) == 0,
+            "an entry has a tag and an offset, or neither"
+        );
+        let start = HEADER + BUCKET * bucket;
+        if lane < LANES
+            && let Some(tags) = words.get_mut(start + lane / 2)
+        {
+            *tags |= u32::from(tag_of(hash)) << (16 * (lane % 2));
+            if let Some(place) = words.get_mut(start + LANES / 2 + lane) {
+                *place = offset;
+            }
+            return Ok(());
+        }
+        bucket = next_bucket(bucket, buckets);
+    }
+    Err(Duplicate)
 }
 
 #[cfg(test)]
