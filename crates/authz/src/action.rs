@@ -11,7 +11,7 @@ use crate::revision;
 /// A registered action.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Action {
+pub struct Registered {
     /// Its name.
     pub name: ActionName,
     /// What it does, for people who grant it.
@@ -74,12 +74,12 @@ pub async fn unregister<'c>(
 ///
 /// # Errors
 /// [`Error::Database`] if the database does not answer.
-pub async fn list(executor: impl PgExecutor<'_>) -> Result<Vec<Action>, Error> {
+pub async fn list(executor: impl PgExecutor<'_>) -> Result<Vec<Registered>, Error> {
     let rows = sqlx::query!("select action_name, description from authz.actions order by action_name")
         .fetch_all(executor)
         .await?;
     Ok(rows
         .into_iter()
-        .map(|row| Action { name: ActionName::stored(row.action_name), description: row.description })
+        .map(|row| Registered { name: ActionName::stored(row.action_name), description: row.description })
         .collect())
 }

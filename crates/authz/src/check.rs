@@ -6,6 +6,7 @@ use sqlx::PgExecutor;
 use crate::decision::{Allow, Decision, Deny, DenyReason, Holder, MatchedGrant, Revision};
 use crate::error::Error;
 use crate::name::{ActionName, ActionPattern, GroupName, UserKey, UserName};
+use crate::unregistered;
 
 /// Whether `user` may do `action` now, by the database's clock.
 ///
@@ -159,7 +160,7 @@ pub async fn check_many(
 
 fn warn_of_unknown(action: &ActionName, decision: &Decision) {
     if let Decision::Deny(Deny { reason: DenyReason::UnknownAction, .. }) = decision {
-        tracing::warn!(%action, "a check names an action that is not registered, so nobody may do it");
+        unregistered::warn(action);
     }
 }
 

@@ -36,6 +36,8 @@ mod migrate;
 
 mod service;
 
+mod unregistered;
+
 #[cfg(feature = "tower")]
 pub mod web;
 

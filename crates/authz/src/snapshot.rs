@@ -73,6 +73,7 @@ use crate::decision::{Denial, Revision, Verdict};
 use crate::error::Error;
 use crate::name::{ActionName, Sub, UserName};
 use crate::permit::{Action, Named, On, Permit, Question, Refusal};
+use crate::unregistered;
 
 /// A handle on the permissions in memory, for many tasks to share; cheap to clone. See the [module](self).
 ///
@@ -130,7 +131,7 @@ impl Snapshot {
             Answer::UnknownUser => Denial::UnknownUser,
             Answer::Suspended => Denial::Suspended,
             Answer::UnknownAction => {
-                unknown_action(action);
+                unregistered::warn(action);
                 Denial::UnknownAction
             }
             Answer::Expired => Denial::Expired,
@@ -202,11 +203,6 @@ impl Snapshot {
         self.shared.close();
         self.shared.ended().await;
     }
-}
-
-#[cold]
-fn unknown_action(action: &ActionName) {
-    tracing::warn!(%action, "a check names an action that is not registered, so nobody may do it");
 }
 
 /// The settings of a [`Snapshot`].
