@@ -73,16 +73,18 @@ create function authz.make_audit_partitions(months_ahead integer default 3) retu
 language plpgsql security definer set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
 declare
     this_month date := date_trunc('month', clock_timestamp())::date;
+    months     date[];
     month      date;
     made       integer := 0;
 begin
-    for month in
+    -- First read, then made: a table that a query still reads cannot give its records away.
+    months := array(
         select (this_month + make_interval(months => n))::date from generate_series(0, greatest(months_ahead, 0)) n
         union
         select date_trunc('month', d.recorded_at)::date from authz.audit_log_default d
         where d.recorded_at >= '2000-01-01' and d.recorded_at < this_month
-        order by 1
-    loop
+        order by 1);
+    foreach month in array months loop
         made := made + authz.make_audit_partition(month)::integer;
     end loop;
     return made;
