@@ -16,7 +16,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 use super::canonical::{COLUMNS, Digest, Encoder, Entry, Sealable};
 use super::seal::{Checkpoint, Seal, copy_range, micros, moment};
 use super::verify::walk::next_group;
-use super::verify::{Chain, Finding, Mismatch, Pruned, Trust, entries_of, locate, pruned};
+use super::verify::{Chain, Finding, Mismatch, Problem, Pruned, Trust, entries_of, locate, pruned};
 use crate::error::Error;
 use crate::snapshot::copy::Field;
 
@@ -339,8 +339,16 @@ pub(crate) fn fits(
     pruned: Option<Pruned>,
 ) -> Result<(), Finding> {
     chain.link(seal)?;
-    if let Err(Mismatch) = chain.records(seal, records) {
-        locate(seal, records, entries, pruned)?;
+    match chain.records(seal, records) {
+        Err(Mismatch) => locate(seal, records, entries, pruned)?,
+        Ok(()) => {
+            let (chunks, rest) = entries.as_chunks();
+            if !rest.is_empty()
+                || !chunks.iter().copied().eq(records.iter().map(|record| record.entry.to_bytes()))
+            {
+                return Err(Finding::seal(Problem::RecordsAltered, seal.seal_id));
+            }
+        }
     }
     chain.times(seal, records)?;
     chain.done(seal, records.len());

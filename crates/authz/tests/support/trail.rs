@@ -1,4 +1,5 @@
 //! A trail with something in it, and ways to spoil it.
+#![allow(dead_code, reason = "each test binary uses a part")]
 
 use authz::audit::{self, Actor, Outcome, Record};
 use serde_json::json;
