@@ -3,12 +3,23 @@
 //! Changes of grants and of memberships made by hand record themselves (by triggers, so that a change in
 //! psql leaves its record too). Whatever else a service does for a user, it records with [`record`].
 
+mod canonical;
+mod export;
+pub mod retention;
+mod seal;
+mod verify;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{Acquire, PgConnection, PgExecutor, Postgres};
 
 use crate::decision::Decision;
 use crate::error::Error;
+
+pub use canonical::Digest;
+pub use export::{Exported, export};
+pub use seal::{Checkpoint, DEFAULT_INTERVAL, PublicKey, Sealed, Sealer, SigningKey, checkpoint, seal};
+pub use verify::{Difference, Finding, Problem, Report, Trust, verify, verify_exports, verify_state};
 
 /// On whose behalf a change is made, and by which service: what the audit trail will say.
 #[derive(Debug, Clone, PartialEq, Eq)]

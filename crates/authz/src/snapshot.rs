@@ -46,7 +46,7 @@
 mod actions;
 mod changes;
 mod clock;
-mod copy;
+pub(crate) mod copy;
 mod follow;
 mod listen;
 mod load;
