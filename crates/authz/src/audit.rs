@@ -1,11 +1,26 @@
-//! The audit trail: who did what, why they might, and how it ended; written in the caller's transaction.
+//! The audit trail: who did what, why they might, and how it ended.
 //!
 //! Changes of grants and of memberships made by hand record themselves (by triggers, so that a change in
-//! psql leaves its record too). Whatever else a service does for a user, it records with [`record`].
+//! psql leaves its record too). What a service does on a user's behalf is an [operation](operation), which decides,
+//! records and runs. A record in a transaction of the caller's own is written with [`record`], one by itself with a
+//! [`Writer`].
+
+mod batch;
+pub(crate) mod line;
+mod open;
+pub mod operation;
+mod sweep;
+mod writer;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{Acquire, PgConnection, PgExecutor, Postgres};
+
+pub use line::{DETAIL_LIMIT, TEXT_LIMIT, redact_keys};
+pub use sweep::sweep;
+pub use writer::Writer;
+
+use line::Line;
 
 use crate::decision::Decision;
 use crate::error::Error;
@@ -105,7 +120,7 @@ impl<'a> Record<'a> {
         self
     }
 
-    /// Whatever else a reader will want to know.
+    /// Whatever else a reader will want to know; at most [`DETAIL_LIMIT`] bytes as JSON.
     #[must_use]
     pub fn detail(mut self, detail: serde_json::Value) -> Self {
         self.detail = detail;
@@ -146,39 +161,51 @@ pub struct Entry {
     pub decision: Option<serde_json::Value>,
     /// The revision that it was decided on, or that it made.
     pub revision: Option<i64>,
+    /// Of the end of an operation: the number of its `started` record.
+    pub operation_id: Option<i64>,
 }
 
 /// Writes a record; with `&mut *transaction` it commits or rolls back with the change that it tells of.
 /// Returns its number.
 ///
 /// # Errors
-/// [`Error::Database`] if it could not be written: then the operation must not go on.
+/// [`Error::Database`] if it could not be written, [`Error::RecordTooLarge`]: then the operation must not go on.
 pub async fn record(executor: impl PgExecutor<'_>, actor: &Actor, record: &Record<'_>) -> Result<i64, Error> {
-    let decision = record
-        .decision
-        .map(serde_json::to_value)
-        .transpose()
-        .map_err(|e| Error::Database(sqlx::Error::Encode(Box::new(e))))?;
-    let audit_id = sqlx::query_scalar!(
+    Ok(write(executor, &Line::of(actor, record)?).await?.audit_id)
+}
+
+/// What the database gave a record.
+pub(crate) struct Written {
+    pub(crate) audit_id: i64,
+    /// The transaction, as text.
+    pub(crate) transaction_id: String,
+}
+
+/// Writes one record on the caller's connection.
+pub(crate) async fn write(executor: impl PgExecutor<'_>, line: &Line) -> Result<Written, Error> {
+    let written = sqlx::query_as!(
+        Written,
         r#"
         insert into authz.audit_log
-            (service, actor, action, outcome, target, detail, request_id, decision, revision)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, (select revision from authz.revision)))
-        returning audit_id
+            (service, actor, action, outcome, target, detail, request_id, decision, revision, operation_id)
+        values (coalesce($1, authz.current_service()), $2, $3, $4, $5, ($6::text)::jsonb, $7, ($8::text)::jsonb,
+                coalesce($9, (select revision from authz.revision)), $10)
+        returning audit_id, transaction_id::text as "transaction_id!"
         "#,
-        actor.service,
-        actor.name,
-        record.action,
-        record.outcome.as_str(),
-        record.target,
-        record.detail,
-        actor.request_id,
-        decision,
-        record.decision.map(|d| d.revision().0),
+        line.service,
+        line.actor,
+        line.action,
+        line.outcome.as_str(),
+        line.target,
+        line.detail,
+        line.request_id,
+        line.decision,
+        line.revision,
+        line.operation_id,
     )
     .fetch_one(executor)
     .await?;
-    Ok(audit_id)
+    Ok(written)
 }
 
 /// The newest records, newest first, at most `limit`.
@@ -188,7 +215,8 @@ pub async fn record(executor: impl PgExecutor<'_>, actor: &Actor, record: &Recor
 pub async fn latest(executor: impl PgExecutor<'_>, limit: u32) -> Result<Vec<Entry>, Error> {
     let rows = sqlx::query!(
         r#"
-        select audit_id, recorded_at, service, actor, action, outcome, target, detail, request_id, decision, revision
+        select audit_id, recorded_at, service, actor, action, outcome, target, detail, request_id, decision, revision,
+               operation_id
         from authz.audit_log
         order by audit_id desc
         limit $1
@@ -211,6 +239,7 @@ pub async fn latest(executor: impl PgExecutor<'_>, limit: u32) -> Result<Vec<Ent
                 request_id: row.request_id,
                 decision: row.decision,
                 revision: row.revision,
+                operation_id: row.operation_id,
             })
         })
         .collect()
