@@ -108,7 +108,9 @@ pub enum Error {
         max: std::time::Duration,
     },
     /// A record that is larger than the trail takes.
-    #[error("the {what} of an audit record has {bytes} bytes, and at most {limit} are recorded; make it shorter")]
+    #[error(
+        "the {what} of an audit record has {bytes} bytes, and at most {limit} are recorded; make it shorter"
+    )]
     RecordTooLarge {
         /// Which part of it.
         what: &'static str,

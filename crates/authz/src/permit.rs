@@ -408,7 +408,9 @@ pub enum Refusal {
     )]
     Undecided(#[from] Error),
     /// It could not be recorded in the audit trail, so it was not done, whether or not the user may do it.
-    #[error("it could not be recorded in the audit trail, so it was not done; try again once the cause is mended")]
+    #[error(
+        "it could not be recorded in the audit trail, so it was not done; try again once the cause is mended"
+    )]
     Unrecorded(#[source] Error),
 }
 

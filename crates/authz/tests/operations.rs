@@ -131,10 +131,8 @@ async fn denied_operation_is_not_run_and_recorded_with_its_reason() {
         .await;
     assert!(matches!(refused, Err(OperationError::Refused(Refusal::Denied(_)))), "{refused:?}");
     assert!(!ran.into_inner());
-    let refused = authz
-        .operation::<QueueRead>(&u("ada"))
-        .transact(async |_, _| Ok::<_, Infallible>(()))
-        .await;
+    let refused =
+        authz.operation::<QueueRead>(&u("ada")).transact(async |_, _| Ok::<_, Infallible>(())).await;
     assert!(matches!(refused, Err(OperationError::Refused(Refusal::Denied(_)))), "{refused:?}");
     let trail = trail(&pool).await;
     assert_eq!(outcomes(&trail), [Outcome::Denied, Outcome::Denied]);
@@ -169,10 +167,8 @@ async fn denial_survives_the_rollback_of_the_caller_who_uses_up_the_pool() {
 #[tokio::test]
 async fn failed_operation_keeps_the_text_of_its_error() {
     let (_database, pool, authz) = world().await;
-    let failed = authz
-        .operation::<WorkersScale>(&u("ada"))
-        .run(async |_| Err::<(), _>("the scheduler said no"))
-        .await;
+    let failed =
+        authz.operation::<WorkersScale>(&u("ada")).run(async |_| Err::<(), _>("the scheduler said no")).await;
     assert!(matches!(failed, Err(OperationError::Failed("the scheduler said no"))), "{failed:?}");
     let trail = trail(&pool).await;
     assert_eq!(outcomes(&trail), [Outcome::Started, Outcome::Failed]);
@@ -317,9 +313,11 @@ async fn change_and_record_commit_together() {
             sqlx::query("insert into authz.groups (group_name) values ('g')")
                 .execute(&mut *connection)
                 .await?;
-            sqlx::query("insert into authz.group_users select group_id, user_id from authz.groups, authz.users")
-                .execute(connection)
-                .await
+            sqlx::query(
+                "insert into authz.group_users select group_id, user_id from authz.groups, authz.users",
+            )
+            .execute(connection)
+            .await
         })
         .await
         .unwrap();
@@ -360,12 +358,10 @@ async fn change_that_fails_or_is_dropped_is_rolled_back_and_recorded() {
 #[tokio::test]
 async fn change_that_cannot_be_committed_is_recorded_as_failed() {
     let (_database, pool, authz) = world().await;
-    sqlx::raw_sql(
-        "alter table roles add column boss text references roles deferrable initially deferred",
-    )
-    .execute(&pool)
-    .await
-    .unwrap();
+    sqlx::raw_sql("alter table roles add column boss text references roles deferrable initially deferred")
+        .execute(&pool)
+        .await
+        .unwrap();
     let failed = authz
         .operation::<WorkersScale>(&u("ada"))
         .transact(async |_, c| sqlx::query("insert into roles values ('web', 'nobody')").execute(c).await)

@@ -219,3 +219,58 @@ pub(super) async fn retire(connection: &mut PgConnection, owner_id: i64) -> Resu
     .await?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::PgPool;
+
+    use super::*;
+    use crate::audit::Outcome;
+
+    fn line(outcome: Outcome, operation_id: Option<i64>) -> Line {
+        Line {
+            service: None,
+            actor: "ada".to_owned(),
+            action: "workers.scale".to_owned(),
+            outcome,
+            target: None,
+            detail: "{}".to_owned(),
+            request_id: None,
+            decision: None,
+            revision: None,
+            operation_id,
+        }
+    }
+
+    #[tokio::test]
+    async fn end_whose_answer_got_lost_is_not_written_twice() {
+        let database = testdb::Database::empty().await.unwrap();
+        let pool = PgPool::connect(database.url()).await.unwrap();
+        crate::migrate(&pool).await.unwrap();
+        let mut connection = pool.acquire().await.unwrap();
+        let lines = [line(Outcome::Started, None), line(Outcome::Denied, None), line(Outcome::Started, None)];
+        let ids =
+            insert_operations(&mut connection, lines.iter(), &[Some(1), None, Some(2)], 7).await.unwrap();
+        let open: Vec<(i64, i64)> =
+            sqlx::query_as("select audit_id, number from authz.open_operations order by 1")
+                .fetch_all(&mut *connection)
+                .await
+                .unwrap();
+        assert_eq!(open, [(ids[0], 1), (ids[2], 2)]);
+
+        // Written, and nobody heard of it.
+        let end = line(Outcome::Succeeded, Some(ids[0]));
+        let written = insert_operations(&mut connection, std::iter::once(&end), &[None], 0).await.unwrap();
+        assert_eq!(insert_end_once(&mut connection, &end).await.unwrap(), written[0]);
+        // Not written.
+        let end = line(Outcome::Failed, Some(ids[2]));
+        let once = insert_end_once(&mut connection, &end).await.unwrap();
+        assert_eq!(insert_end_once(&mut connection, &end).await.unwrap(), once);
+        let ends: i64 =
+            sqlx::query_scalar("select count(*) from authz.audit_log where operation_id is not null")
+                .fetch_one(&mut *connection)
+                .await
+                .unwrap();
+        assert_eq!(ends, 2);
+    }
+}

@@ -154,7 +154,8 @@ mod tests {
     fn keys_are_redacted_at_any_depth() {
         let mut detail = json!({ "a": [{ "Token": "x", "b": { "password": [1, 2] } }], "token2": "kept" });
         redact_keys(&["token", "password"])("workers.scale", &mut detail);
-        let expected = json!({ "a": [{ "Token": "[redacted]", "b": { "password": "[redacted]" } }], "token2": "kept" });
+        let expected =
+            json!({ "a": [{ "Token": "[redacted]", "b": { "password": "[redacted]" } }], "token2": "kept" });
         assert_eq!(detail, expected);
     }
 

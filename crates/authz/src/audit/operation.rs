@@ -320,10 +320,9 @@ impl Template {
             Refusal::Denied(denied) => {
                 let decision = match &denied.deny {
                     Some(deny) => line::json_text(&Decision::Deny(deny.clone())),
-                    None => line::json_text(&Verdict::Deny {
-                        reason: denied.reason,
-                        revision: denied.revision,
-                    }),
+                    None => {
+                        line::json_text(&Verdict::Deny { reason: denied.reason, revision: denied.revision })
+                    }
                 };
                 let line = self.undecided(denied.action.as_str(), Outcome::Denied, self.detail.clone());
                 decision.and_then(|decision| {

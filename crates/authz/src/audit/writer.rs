@@ -21,6 +21,8 @@ const MOST: usize = 1024;
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How often an owner of operations renews its lease, and tries again to write what it could not.
 const BEAT: Duration = Duration::from_secs(5);
+/// How soon it tries again after a failure.
+const RETRY: Duration = Duration::from_millis(500);
 /// An owner that has not renewed its lease for so long is taken for gone.
 const LEASE: Duration = Duration::from_secs(30);
 /// How often an owner looks for operations of owners that are gone, and how old these must be.
@@ -215,6 +217,9 @@ impl Task {
                 }
                 _ = beat.tick(), if tending => self.tend().await,
             }
+            if !self.unwritten.is_empty() {
+                beat.reset_after(RETRY);
+            }
         }
         self.end().await;
         drop(waiting);
@@ -250,7 +255,9 @@ impl Task {
         let starts = lines.iter().any(|(_, kind)| *kind == Kind::Start);
         let ends = lines.iter().any(|(line, _)| line.operation_id.is_some());
         if !starts && !ends {
-            return self.on_connection(async |c| batch::insert(c, lines.iter().map(|(line, _)| *line)).await).await;
+            return self
+                .on_connection(async |c| batch::insert(c, lines.iter().map(|(line, _)| *line)).await)
+                .await;
         }
         let owner_id = if starts { self.owner().await? } else { 0 };
         let numbers: Vec<_> = lines
