@@ -9,6 +9,7 @@ mod batch;
 pub(crate) mod line;
 mod open;
 pub mod operation;
+pub mod query;
 mod sweep;
 mod writer;
 
@@ -17,6 +18,7 @@ use serde::Serialize;
 use sqlx::{Acquire, PgConnection, PgExecutor, Postgres};
 
 pub use line::{DETAIL_LIMIT, TEXT_LIMIT, redact_keys};
+pub use query::Query;
 pub use sweep::sweep;
 pub use writer::Writer;
 
@@ -163,6 +165,48 @@ pub struct Entry {
     pub revision: Option<i64>,
     /// Of the end of an operation: the number of its `started` record.
     pub operation_id: Option<i64>,
+    /// Whom the database saw, whatever the record says of itself.
+    pub database_user: String,
+}
+
+/// A record as it comes from the database.
+struct EntryRow {
+    audit_id: i64,
+    recorded_at: DateTime<Utc>,
+    service: String,
+    actor: String,
+    action: String,
+    outcome: String,
+    target: Option<String>,
+    detail: serde_json::Value,
+    request_id: Option<String>,
+    decision: Option<serde_json::Value>,
+    revision: Option<i64>,
+    operation_id: Option<i64>,
+    database_user: String,
+    transaction_id: String,
+}
+
+impl TryFrom<EntryRow> for Entry {
+    type Error = Error;
+
+    fn try_from(row: EntryRow) -> Result<Self, Error> {
+        Ok(Self {
+            audit_id: row.audit_id,
+            recorded_at: row.recorded_at,
+            service: row.service,
+            actor: row.actor,
+            action: row.action,
+            outcome: row.outcome.parse()?,
+            target: row.target,
+            detail: row.detail,
+            request_id: row.request_id,
+            decision: row.decision,
+            revision: row.revision,
+            operation_id: row.operation_id,
+            database_user: row.database_user,
+        })
+    }
 }
 
 /// Writes a record; with `&mut *transaction` it commits or rolls back with the change that it tells of.
@@ -208,15 +252,17 @@ pub(crate) async fn write(executor: impl PgExecutor<'_>, line: &Line) -> Result<
     Ok(written)
 }
 
-/// The newest records, newest first, at most `limit`.
+/// The newest records, newest first, at most `limit`: what is there at this moment, in no order to rely on (see
+/// [`Query`]).
 ///
 /// # Errors
 /// [`Error::Database`] if the database does not answer.
 pub async fn latest(executor: impl PgExecutor<'_>, limit: u32) -> Result<Vec<Entry>, Error> {
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        EntryRow,
         r#"
         select audit_id, recorded_at, service, actor, action, outcome, target, detail, request_id, decision, revision,
-               operation_id
+               operation_id, database_user, transaction_id::text as "transaction_id!"
         from authz.audit_log
         order by audit_id desc
         limit $1
@@ -225,24 +271,7 @@ pub async fn latest(executor: impl PgExecutor<'_>, limit: u32) -> Result<Vec<Ent
     )
     .fetch_all(executor)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(Entry {
-                audit_id: row.audit_id,
-                recorded_at: row.recorded_at,
-                service: row.service,
-                actor: row.actor,
-                action: row.action,
-                outcome: row.outcome.parse()?,
-                target: row.target,
-                detail: row.detail,
-                request_id: row.request_id,
-                decision: row.decision,
-                revision: row.revision,
-                operation_id: row.operation_id,
-            })
-        })
-        .collect()
+    rows.into_iter().map(Entry::try_from).collect()
 }
 
 /// Says for the rest of the transaction who acts, for the records that triggers write.

@@ -119,6 +119,12 @@ pub enum Error {
         /// The size that it may have.
         limit: usize,
     },
+    /// A text that is not a place in the trail.
+    #[error("`{text}` is not a cursor; take one from a page, as it is")]
+    NotACursor {
+        /// The text, with control characters escaped.
+        text: String,
+    },
     /// A record did not get into the audit trail, or nobody knows whether it did. What it tells of must not go on.
     #[error("the audit record could not be written; try again once the database answers")]
     NotRecorded(#[source] std::sync::Arc<sqlx::Error>),

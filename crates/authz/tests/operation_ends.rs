@@ -361,7 +361,7 @@ async fn concurrent_sweepers_record_each_operation_once() {
     until("all have come to the gate or past it", async || {
         let waiting: i64 = sqlx::query_scalar(
             "select count(*) from pg_stat_activity
-             where datname = current_database() and wait_event_type = 'Lock' and query like '%abandoned%'",
+             where datname = current_database() and wait_event = 'advisory'",
         )
         .fetch_one(&pool)
         .await
