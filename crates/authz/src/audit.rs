@@ -1,7 +1,17 @@
-//! The audit trail: who did what, why they might, and how it ended; written in the caller's transaction.
+//! The audit trail: who did what, why they might, and how it ended.
 //!
 //! Changes of grants and of memberships made by hand record themselves (by triggers, so that a change in
-//! psql leaves its record too). Whatever else a service does for a user, it records with [`record`].
+//! psql leaves its record too). What a service does on a user's behalf is an [operation](operation), which decides,
+//! records and runs. A record in a transaction of the caller's own is written with [`record`], one by itself with a
+//! [`Writer`].
+
+mod batch;
+pub(crate) mod line;
+mod open;
+pub mod operation;
+pub mod query;
+mod sweep;
+mod writer;
 
 mod canonical;
 mod export;
@@ -12,6 +22,13 @@ mod verify;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{Acquire, PgConnection, PgExecutor, Postgres};
+
+pub use line::{DETAIL_LIMIT, TEXT_LIMIT, redact_keys};
+pub use query::Query;
+pub use sweep::sweep;
+pub use writer::Writer;
+
+use line::Line;
 
 use crate::decision::Decision;
 use crate::error::Error;
@@ -116,7 +133,7 @@ impl<'a> Record<'a> {
         self
     }
 
-    /// Whatever else a reader will want to know.
+    /// Whatever else a reader will want to know; at most [`DETAIL_LIMIT`] bytes as JSON.
     #[must_use]
     pub fn detail(mut self, detail: serde_json::Value) -> Self {
         self.detail = detail;
@@ -157,49 +174,106 @@ pub struct Entry {
     pub decision: Option<serde_json::Value>,
     /// The revision that it was decided on, or that it made.
     pub revision: Option<i64>,
+    /// Of the end of an operation: the number of its `started` record.
+    pub operation_id: Option<i64>,
+    /// Whom the database saw, whatever the record says of itself.
+    pub database_user: String,
+}
+
+/// A record as it comes from the database.
+struct EntryRow {
+    audit_id: i64,
+    recorded_at: DateTime<Utc>,
+    service: String,
+    actor: String,
+    action: String,
+    outcome: String,
+    target: Option<String>,
+    detail: serde_json::Value,
+    request_id: Option<String>,
+    decision: Option<serde_json::Value>,
+    revision: Option<i64>,
+    operation_id: Option<i64>,
+    database_user: String,
+    transaction_id: String,
+}
+
+impl TryFrom<EntryRow> for Entry {
+    type Error = Error;
+
+    fn try_from(row: EntryRow) -> Result<Self, Error> {
+        Ok(Self {
+            audit_id: row.audit_id,
+            recorded_at: row.recorded_at,
+            service: row.service,
+            actor: row.actor,
+            action: row.action,
+            outcome: row.outcome.parse()?,
+            target: row.target,
+            detail: row.detail,
+            request_id: row.request_id,
+            decision: row.decision,
+            revision: row.revision,
+            operation_id: row.operation_id,
+            database_user: row.database_user,
+        })
+    }
 }
 
 /// Writes a record; with `&mut *transaction` it commits or rolls back with the change that it tells of.
 /// Returns its number.
 ///
 /// # Errors
-/// [`Error::Database`] if it could not be written: then the operation must not go on.
+/// [`Error::Database`] if it could not be written, [`Error::RecordTooLarge`]: then the operation must not go on.
 pub async fn record(executor: impl PgExecutor<'_>, actor: &Actor, record: &Record<'_>) -> Result<i64, Error> {
-    let decision = record
-        .decision
-        .map(serde_json::to_value)
-        .transpose()
-        .map_err(|e| Error::Database(sqlx::Error::Encode(Box::new(e))))?;
-    let audit_id = sqlx::query_scalar!(
+    Ok(write(executor, &Line::of(actor, record)?).await?.audit_id)
+}
+
+/// What the database gave a record.
+pub(crate) struct Written {
+    pub(crate) audit_id: i64,
+    /// The transaction, as text.
+    pub(crate) transaction_id: String,
+}
+
+/// Writes one record on the caller's connection.
+pub(crate) async fn write(executor: impl PgExecutor<'_>, line: &Line) -> Result<Written, Error> {
+    let written = sqlx::query_as!(
+        Written,
         r#"
         insert into authz.audit_log
-            (service, actor, action, outcome, target, detail, request_id, decision, revision)
-        values ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, (select revision from authz.revision)))
-        returning audit_id
+            (service, actor, action, outcome, target, detail, request_id, decision, revision, operation_id)
+        values (coalesce($1, authz.current_service()), $2, $3, $4, $5, ($6::text)::jsonb, $7, ($8::text)::jsonb,
+                coalesce($9, (select revision from authz.revision)), $10)
+        returning audit_id, transaction_id::text as "transaction_id!"
         "#,
-        actor.service,
-        actor.name,
-        record.action,
-        record.outcome.as_str(),
-        record.target,
-        record.detail,
-        actor.request_id,
-        decision,
-        record.decision.map(|d| d.revision().0),
+        line.service,
+        line.actor,
+        line.action,
+        line.outcome.as_str(),
+        line.target,
+        line.detail,
+        line.request_id,
+        line.decision,
+        line.revision,
+        line.operation_id,
     )
     .fetch_one(executor)
     .await?;
-    Ok(audit_id)
+    Ok(written)
 }
 
-/// The newest records, newest first, at most `limit`.
+/// The newest records, newest first, at most `limit`: what is there at this moment, in no order to rely on (see
+/// [`Query`]).
 ///
 /// # Errors
 /// [`Error::Database`] if the database does not answer.
 pub async fn latest(executor: impl PgExecutor<'_>, limit: u32) -> Result<Vec<Entry>, Error> {
-    let rows = sqlx::query!(
+    let rows = sqlx::query_as!(
+        EntryRow,
         r#"
-        select audit_id, recorded_at, service, actor, action, outcome, target, detail, request_id, decision, revision
+        select audit_id, recorded_at, service, actor, action, outcome, target, detail, request_id, decision, revision,
+               operation_id, database_user, transaction_id::text as "transaction_id!"
         from authz.audit_log
         order by audit_id desc
         limit $1
@@ -208,23 +282,7 @@ pub async fn latest(executor: impl PgExecutor<'_>, limit: u32) -> Result<Vec<Ent
     )
     .fetch_all(executor)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(Entry {
-                audit_id: row.audit_id,
-                recorded_at: row.recorded_at,
-                service: row.service,
-                actor: row.actor,
-                action: row.action,
-                outcome: row.outcome.parse()?,
-                target: row.target,
-                detail: row.detail,
-                request_id: row.request_id,
-                decision: row.decision,
-                revision: row.revision,
-            })
-        })
-        .collect()
+    rows.into_iter().map(Entry::try_from).collect()
 }
 
 /// Says for the rest of the transaction who acts, for the records that triggers write.

@@ -107,6 +107,27 @@ pub enum Error {
         /// How long ago it may be.
         max: std::time::Duration,
     },
+    /// A record that is larger than the trail takes.
+    #[error(
+        "the {what} of an audit record has {bytes} bytes, and at most {limit} are recorded; make it shorter"
+    )]
+    RecordTooLarge {
+        /// Which part of it.
+        what: &'static str,
+        /// Its size.
+        bytes: usize,
+        /// The size that it may have.
+        limit: usize,
+    },
+    /// A text that is not a place in the trail.
+    #[error("`{text}` is not a cursor; take one from a page, as it is")]
+    NotACursor {
+        /// The text, with control characters escaped.
+        text: String,
+    },
+    /// A record did not get into the audit trail, or nobody knows whether it did. What it tells of must not go on.
+    #[error("the audit record could not be written; try again once the database answers")]
+    NotRecorded(#[source] std::sync::Arc<sqlx::Error>),
     /// The tables are missing.
     #[error(
         "the database has no authz tables (or an older version of them); run `dir-sync migrate` or call `authz::migrate`"

@@ -18,6 +18,8 @@ static MIGRATOR: Migrator = sqlx::migrate!();
 /// by a newer version.
 pub async fn migrate(pool: &PgPool) -> Result<(), Error> {
     MIGRATOR.run(pool).await?;
+    // A database that was restored into another cluster counts its transactions anew.
+    sqlx::query!("select authz.note_audit_era() as era").fetch_one(pool).await?;
     Ok(())
 }
 

@@ -301,6 +301,11 @@ impl<A> Permit<A> {
         self.says.revision
     }
 
+    /// The resource, if it is for one.
+    pub(crate) fn on(&self) -> Option<&str> {
+        self.says.resource.as_deref()
+    }
+
     /// The decision, where it is known with its grant, for [`Record::decision`](crate::audit::Record::decision).
     #[must_use]
     pub fn decision(&self) -> Option<Decision> {
@@ -402,6 +407,11 @@ pub enum Refusal {
         "whether the user may do it could not be decided; refuse for now, and try again once the cause is mended"
     )]
     Undecided(#[from] Error),
+    /// It could not be recorded in the audit trail, so it was not done, whether or not the user may do it.
+    #[error(
+        "it could not be recorded in the audit trail, so it was not done; try again once the cause is mended"
+    )]
+    Unrecorded(#[source] Error),
 }
 
 /// A deny, with its question.
@@ -498,6 +508,11 @@ impl<A: Action> Question<On<A>> {
 }
 
 impl<A> Question<A> {
+    /// The resource, if it is about one.
+    pub(crate) fn resource(&self) -> Option<&str> {
+        self.resource.as_deref()
+    }
+
     pub(crate) async fn ask(
         self,
         executor: impl PgExecutor<'_>,

@@ -1,9 +1,15 @@
 //! What a service holds on to: the pool, and the questions that it asks on every request.
 
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use sqlx::PgPool;
+use serde_json::Value;
+use sqlx::{PgConnection, PgPool};
 
+use crate::audit::Writer;
+use crate::audit::line::Redact;
+use crate::audit::operation::Operation;
 use crate::decision::Decision;
 use crate::directory;
 use crate::error::Error;
@@ -16,17 +22,46 @@ use crate::permit::{Action, Named, On, Permit, Question, Refusal};
 ///
 /// The free functions of this crate take any executor, a transaction of the caller's own for example; the
 /// methods here ask on the pool.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Authz {
     pool: PgPool,
     max_directory_age: Option<Duration>,
+    service: Option<Arc<str>>,
+    redact: Option<Redact>,
+    /// Started by the first operation.
+    writer: Arc<Mutex<Option<Writer>>>,
+}
+
+impl fmt::Debug for Authz {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authz")
+            .field("pool", &self.pool)
+            .field("max_directory_age", &self.max_directory_age)
+            .field("service", &self.service)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Authz {
     /// On a pool whose database has the tables (see [`migrate`](crate::migrate())).
     #[must_use]
-    pub const fn new(pool: PgPool) -> Self {
-        Self { pool, max_directory_age: None }
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool, max_directory_age: None, service: None, redact: None, writer: Arc::default() }
+    }
+
+    /// The name of this program in the audit records of its operations; the connection's application name unless set.
+    #[must_use]
+    pub fn service(mut self, name: &str) -> Self {
+        self.service = Some(name.into());
+        self
+    }
+
+    /// A hook that takes secrets out of the detail of each operation, and out of the text of its error (key `error`), before
+    /// they are recorded: it gets the action's name and the detail. For example [`redact_keys`](crate::audit::redact_keys).
+    #[must_use]
+    pub fn redact(mut self, hook: impl Fn(&str, &mut Value) + Send + Sync + 'static) -> Self {
+        self.redact = Some(Arc::new(hook));
+        self
     }
 
     /// Demands of each answer that every directory was synced completely within `max` before it: otherwise the
@@ -132,6 +167,66 @@ impl Authz {
         action: &ActionName,
     ) -> Result<Permit<Named>, Refusal> {
         self.permit(Question::named(action), user).await
+    }
+
+    /// Something to be done for `user`: decided, recorded and run; see [`audit::operation`](crate::audit::operation).
+    pub fn operation<A: Action>(&self, user: &UserName) -> Operation<'_, A> {
+        Operation::ask(self, user, Ok(Question::about()))
+    }
+
+    /// The same on one resource.
+    pub fn operation_on<A: Action>(&self, user: &UserName, resource: &str) -> Operation<'_, On<A>> {
+        Operation::ask(self, user, Question::on(resource))
+    }
+
+    /// The same where the action's name is only known at run time.
+    pub fn operation_named(&self, user: &UserName, action: &ActionName) -> Operation<'_, Named> {
+        Operation::ask(self, user, Ok(Question::named(action)))
+    }
+
+    /// The same where it was decided already, by a web layer or a snapshot for example.
+    pub fn operation_permitted<A>(&self, permit: Permit<A>) -> Operation<'_, A> {
+        Operation::permitted(self, permit)
+    }
+
+    /// Waits until the operations that run have ended and are recorded, and gives back the connection that records them.
+    /// Call it when the service ends; operations that begin later start anew.
+    pub async fn shutdown(&self) {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(writer) = writer {
+            writer.close().await;
+        }
+    }
+
+    /// The writer of the records of operations, started if need be.
+    pub(crate) fn writer(&self) -> Writer {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*writer {
+            Some(writer) if !writer.is_closed() => writer.clone(),
+            // None yet, or its runtime has ended.
+            _ => writer.insert(Writer::start(self.pool.clone())).clone(),
+        }
+    }
+
+    pub(crate) fn service_name(&self) -> Option<&str> {
+        self.service.as_deref()
+    }
+
+    pub(crate) const fn redaction(&self) -> Option<&Redact> {
+        self.redact.as_ref()
+    }
+
+    /// Asks inside a transaction.
+    pub(crate) async fn permit_on<A>(
+        &self,
+        question: Question<A>,
+        connection: &mut PgConnection,
+        user: &UserName,
+    ) -> Result<Permit<A>, Refusal> {
+        if let Some(max) = self.max_directory_age {
+            directory::require_fresh(&mut *connection, max).await?;
+        }
+        question.ask(connection, user).await
     }
 
     /// Asks for a permit, as fresh as was demanded.

@@ -196,7 +196,7 @@ impl Gate {
                 Answer::Denied { reason: self.inner.reveal_reason.then(|| denied.to_string()) }
             }
             Refusal::NotAResource { .. } => Answer::NoResource,
-            Refusal::Undecided(error) => {
+            Refusal::Undecided(error) | Refusal::Unrecorded(error) => {
                 let error: &(dyn StdError + 'static) = &error;
                 tracing::error!(error, "a request could not be decided, so it was refused");
                 Answer::Undecided

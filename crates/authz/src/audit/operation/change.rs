@@ -1,0 +1,190 @@
+//! An operation that is a change of the database: permission, change and record in one transaction.
+
+use std::convert::Infallible;
+use std::fmt::{self, Display};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+
+use super::{OperationError, Template};
+use crate::audit::line::{self, Line, failure, redacted};
+use crate::audit::{self, Actor, Outcome, Writer};
+use crate::error::Error;
+use crate::permit::{Permit, Refusal};
+use crate::service::Authz;
+
+/// For so long the database is asked what became of a commit whose answer got lost.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A transaction in which a user's right to change something was decided: made by
+/// [`Operation::begin`](super::Operation::begin).
+///
+/// Dropped without [`commit`](Self::commit), it is rolled back and recorded as `failed`.
+#[must_use = "a change that is dropped is rolled back"]
+pub struct Change<A> {
+    tx: Option<Transaction<'static, Postgres>>,
+    permit: Permit<A>,
+    record: Template,
+    pool: PgPool,
+    writer: Writer,
+}
+
+/// A transaction whose commit is durable, and in which triggers know who acts.
+pub(super) async fn begin(
+    authz: &Authz,
+    record: &Template,
+) -> Result<Transaction<'static, Postgres>, Refusal> {
+    let mut tx = authz.pool().begin().await.map_err(Error::from)?;
+    let mut actor = Actor::new(record.user.as_str(), record.service.as_deref().unwrap_or_default());
+    actor.request_id.clone_from(&record.request_id);
+    audit::act_as(&mut tx, &actor).await?;
+    sqlx::query!(
+        r#"
+        select case when current_setting('synchronous_commit') = 'off'
+                    then set_config('synchronous_commit', 'on', true) end as setting
+        "#
+    )
+    .fetch_one(&mut *tx)
+    .await
+    .map_err(Error::from)?;
+    Ok(tx)
+}
+
+impl<A> Change<A> {
+    pub(super) fn new(
+        tx: Transaction<'static, Postgres>,
+        permit: Permit<A>,
+        record: Template,
+        pool: PgPool,
+        writer: Writer,
+    ) -> Self {
+        Self { tx: Some(tx), permit, record, pool, writer }
+    }
+
+    /// Proof that the user may do it, for the functions that demand one.
+    pub const fn permit(&self) -> &Permit<A> {
+        &self.permit
+    }
+
+    /// The transaction's connection.
+    ///
+    /// # Panics
+    /// Never.
+    pub fn connection(&mut self) -> &mut PgConnection {
+        self.parts().1
+    }
+
+    #[expect(clippy::expect_used, reason = "only what consumes the change takes its transaction out")]
+    pub(super) fn parts(&mut self) -> (&Permit<A>, &mut PgConnection) {
+        (&self.permit, self.tx.as_mut().expect("a change has its transaction until its end"))
+    }
+
+    /// Records that it is done, and commits that with the change. Returns the record's number.
+    ///
+    /// # Errors
+    /// [`OperationError::RolledBack`]; [`OperationError::Unknown`] if the connection was lost and the database does not
+    /// tell what became of the commit.
+    pub async fn commit(mut self) -> Result<i64, OperationError<Infallible>> {
+        let written = match self.record.line(Outcome::Succeeded, &self.permit) {
+            Ok(line) => audit::write(self.parts().1, &line).await,
+            Err(error) => Err(error),
+        };
+        let written = match written {
+            Ok(written) => written,
+            Err(error) => {
+                self.end(&error.to_string(), &error).await;
+                return Err(OperationError::RolledBack(error));
+            }
+        };
+        let Some(tx) = self.tx.take() else { return Err(OperationError::Unknown(gone())) };
+        let Err(error) = tx.commit().await else { return Ok(written.audit_id) };
+        match fate(&self.pool, &written.transaction_id).await.as_deref() {
+            Some("committed") => Ok(written.audit_id),
+            Some("aborted") => {
+                let error = Error::from(error);
+                self.tell("the commit failed", &error).await;
+                Err(OperationError::RolledBack(error))
+            }
+            _ => Err(OperationError::Unknown(error.into())),
+        }
+    }
+
+    /// Rolls back, and records that it was tried and did not work, and why: the error's text, its alternate form (`{:#}`).
+    pub async fn fail(mut self, error: &impl Display) {
+        self.end("", error).await;
+    }
+
+    async fn end(&mut self, what: &str, error: &impl Display) {
+        if let Some(tx) = self.tx.take() {
+            // Whether or not the server hears of it, nothing is committed any more.
+            let _ = tx.rollback().await;
+        }
+        self.tell(what, error).await;
+    }
+
+    async fn tell(&mut self, what: &str, error: &impl Display) {
+        let text = if what.is_empty() { format!("{error:#}") } else { format!("{what}: {error:#}") };
+        if let Some(line) = self.failed(failure("error", &text)) {
+            let _ = tokio::time::timeout(PATIENCE, self.writer.end(line)).await;
+        }
+    }
+
+    /// The record of a failure: the operation's own detail with the error in it.
+    fn failed(&self, failure: Value) -> Option<Line> {
+        let Self { record, permit, .. } = self;
+        let mut line = record.line(Outcome::Failed, permit).ok()?;
+        let failure = redacted(record.redact.as_ref(), permit.action().as_str(), failure);
+        let mut detail: Value = serde_json::from_str(&line.detail).unwrap_or_default();
+        match (&mut detail, &failure) {
+            (Value::Object(all), Value::Object(more)) => all.extend(more.clone()),
+            _ => detail = failure.clone(),
+        }
+        // Both together may be too long; the failure by itself is not.
+        line.detail = line::detail(&detail).or_else(|_| line::json_text(&failure)).ok()?;
+        Some(line)
+    }
+}
+
+impl<A> Drop for Change<A> {
+    fn drop(&mut self) {
+        if self.tx.take().is_some() {
+            let reason = if std::thread::panicking() {
+                "rolled back: the task that ran it panicked"
+            } else {
+                "rolled back: it was dropped before its commit"
+            };
+            if let Some(line) = self.failed(json!({ "error": reason })) {
+                drop(self.writer.end(line));
+            }
+        }
+    }
+}
+
+impl<A> fmt::Debug for Change<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Change").field("permit", &self.permit).finish_non_exhaustive()
+    }
+}
+
+/// What became of a transaction, if the database tells in time.
+async fn fate(pool: &PgPool, transaction_id: &str) -> Option<String> {
+    let asking = async {
+        loop {
+            let status = sqlx::query_scalar!("select pg_xact_status(($1::text)::xid8)", transaction_id)
+                .fetch_one(pool)
+                .await;
+            match status {
+                Ok(Some(status)) if status != "in progress" => return Some(status),
+                Ok(None) => return None,
+                // Its connection may not know yet that we have gone, or the server is just coming up.
+                Ok(Some(_)) | Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, asking).await.ok().flatten()
+}
+
+fn gone() -> Error {
+    Error::Database(sqlx::Error::WorkerCrashed)
+}
