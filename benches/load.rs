@@ -29,7 +29,7 @@ const SLICES: usize = 101;
 const BATCH: usize = 100;
 /// How often quiet and busy times take turns, and how long each is.
 const TURNS: usize = 8;
-const TURN: Duration = Duration::from_millis(1_000);
+const TURN: Duration = Duration::from_secs(1);
 const BETWEEN_REFRESHES: Duration = Duration::from_millis(10);
 
 type Question = (UserName, ActionName);
@@ -70,13 +70,13 @@ async fn load(url: &str, pool: &PgPool) -> Snapshot {
     }
     copies.sort_unstable();
     loads.sort_unstable();
-    let ((copied, bytes), loaded) = (*copies.get(LOADS / 2).unwrap(), *loads.get(LOADS / 2).unwrap());
+    let ((copy, bytes), load) = (*copies.get(LOADS / 2).unwrap(), *loads.get(LOADS / 2).unwrap());
     println!(
         "load {:.1} ms, copy of {:.1} MB {:.1} ms: {:.2} times (medians of {LOADS}; fastest {:.2} times)",
-        loaded.as_secs_f64() * 1e3,
+        load.as_secs_f64() * 1e3,
         float(bytes) / 1e6,
-        copied.as_secs_f64() * 1e3,
-        loaded.div_duration_f64(copied),
+        copy.as_secs_f64() * 1e3,
+        load.div_duration_f64(copy),
         loads.first().unwrap().div_duration_f64(copies.first().unwrap().0),
     );
     let snapshot = snapshot.unwrap();

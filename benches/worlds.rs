@@ -29,8 +29,8 @@ impl World {
     /// Groups in trees of depth three and more; grants to groups and (one in ten) to users, one in twenty a wildcard
     /// and one in twenty ended; one user in fifty is suspended.
     ///
-    /// The memberships are put in without triggers, the foreign keys' among them, which take most of the time: one
-    /// transaction, and the grants after them raise the revision.
+    /// The memberships are put in without triggers, the foreign keys' among them, and in order, which saves most of the
+    /// time. The grants after them, in the same transaction, raise the revision.
     pub(crate) async fn build(&self) -> Database {
         let database = Database::empty().await.unwrap();
         let pool = PgPool::connect(database.url()).await.unwrap();
@@ -47,11 +47,19 @@ impl World {
                  select n, format('group%s@example.com', n) from generate_series(1, {groups}) n;
              insert into authz.group_groups
                  select n / 5, n from generate_series(5, {groups}) n where n % 5 <> 0 and n / 5 > 0;
-             set local session_replication_role = replica;
-             insert into authz.group_users (group_id, user_id)
-                 select 1 + floor(random() * {groups})::bigint, 1 + n % {users} from generate_series(1, {memberships}) n
-                 on conflict do nothing;
-             set local session_replication_role = origin;
+             do $$
+             declare
+                 by_user text := pg_get_indexdef('authz.group_users_by_user'::regclass);
+             begin
+                 set local session_replication_role = replica;
+                 drop index authz.group_users_by_user;
+                 insert into authz.group_users (group_id, user_id)
+                     select distinct 1 + floor(random() * {groups})::bigint, 1 + n % {users}
+                     from generate_series(1, {memberships}) n
+                     order by 1, 2;
+                 execute by_user;
+                 set local session_replication_role = origin;
+             end $$;
              insert into authz.group_actions (group_id, action_name, expires_at)
                  select 1 + floor(random() * {groups})::bigint,
                         case when n % 20 = 0 then format('area%s.*', n % 19)
