@@ -3,75 +3,24 @@
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 #![expect(clippy::unwrap_used, reason = "a benchmark may stop")]
 
+mod worlds;
+
 use authz::{ActionName, UserName};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
-use rand::{Rng, SeedableRng};
-use sqlx::{Connection, Executor, PgConnection, PgPool};
-use testdb::Database;
+use sqlx::{Connection, PgConnection};
 use tokio::runtime::Runtime;
 
-struct World {
-    name: &'static str,
-    users: i64,
-    groups: i64,
-    memberships: i64,
-    grants: i64,
-}
-
-const WORLDS: [World; 2] = [
-    World { name: "S", users: 1_000, groups: 100, memberships: 5_000, grants: 500 },
-    World { name: "M", users: 100_000, groups: 5_000, memberships: 1_000_000, grants: 20_000 },
-];
-const ACTIONS: i64 = 1_000;
-
-/// Groups in trees of depth three; grants to groups and (one in ten) to users, one in twenty a wildcard and
-/// one in twenty ended; one user in fifty is suspended.
-async fn build(world: &World) -> Database {
-    let database = Database::empty().await.unwrap();
-    let pool = PgPool::connect(database.url()).await.unwrap();
-    authz::migrate(&pool).await.unwrap();
-    let World { users, groups, memberships, grants, .. } = world;
-    let script = format!(
-        "select setseed(0.5);
-         insert into authz.actions select format('area%s.task%s', n % 20, n) from generate_series(1, {ACTIONS}) n;
-         insert into authz.users (user_id, user_name, status)
-             select n, format('user%s@example.com', n), case when n % 50 = 0 then 'suspended' else 'active' end
-             from generate_series(1, {users}) n;
-         insert into authz.groups (group_id, group_name)
-             select n, format('group%s@example.com', n) from generate_series(1, {groups}) n;
-         insert into authz.group_groups
-             select n / 5, n from generate_series(5, {groups}) n where n % 5 <> 0 and n / 5 > 0;
-         insert into authz.group_users (group_id, user_id)
-             select 1 + floor(random() * {groups})::bigint, 1 + n % {users} from generate_series(1, {memberships}) n
-             on conflict do nothing;
-         insert into authz.group_actions (group_id, action_name, expires_at)
-             select 1 + floor(random() * {groups})::bigint,
-                    case when n % 20 = 0 then format('area%s.*', n % 19) else format('area%s.task%s', a % 20, a) end,
-                    case when n % 20 = 1 then now() - interval '1 day' end
-             from (select n, 1 + floor(random() * {ACTIONS})::int as a from generate_series(1, {grants} * 9 / 10) n) v
-             on conflict do nothing;
-         insert into authz.user_actions (user_id, action_name)
-             select 1 + floor(random() * {users})::bigint, format('area%s.task%s', a % 20, a)
-             from (select n, 1 + floor(random() * {ACTIONS})::int as a from generate_series(1, {grants} / 10) n) v
-             on conflict do nothing;
-         analyze;"
-    );
-    pool.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(script))).await.unwrap();
-    pool.close().await;
-    database
-}
+use self::worlds::{MEDIUM, SMALL, World};
 
 /// Random questions, by their answer.
 async fn questions(connection: &mut PgConnection, world: &World) -> [Vec<(UserName, ActionName)>; 2] {
     let mut rng = SmallRng::seed_from_u64(1);
     let [mut denied, mut allowed] = [Vec::new(), Vec::new()];
     while denied.len().min(allowed.len()) < 500 {
-        let task = rng.random_range(1..=ACTIONS);
-        let user =
-            UserName::parse(&format!("user{}@example.com", rng.random_range(1..=world.users))).unwrap();
-        let action = ActionName::parse(&format!("area{}.task{task}", task % 20)).unwrap();
+        let (user, action) = world.question(&mut rng);
         let decision = authz::check(&mut *connection, &user, &action).await.unwrap();
         if decision.is_allow() { &mut allowed } else { &mut denied }.push((user, action));
     }
@@ -80,8 +29,8 @@ async fn questions(connection: &mut PgConnection, world: &World) -> [Vec<(UserNa
 
 fn check(criterion: &mut Criterion) {
     let runtime = Runtime::new().unwrap();
-    for world in &WORLDS {
-        let database = runtime.block_on(build(world));
+    for world in [&SMALL, &MEDIUM] {
+        let database = runtime.block_on(world.build());
         let connection = runtime.block_on(PgConnection::connect(database.url())).unwrap();
         let connection = tokio::sync::Mutex::new(connection);
         let [denied, allowed] =

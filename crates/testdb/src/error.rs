@@ -57,6 +57,13 @@ pub enum Error {
         log: String,
     },
 
+    /// A standby starts as a copy that this program makes; some systems have it in a package of its own.
+    #[error("there is no `pg_basebackup` in `{bin}`; install PostgreSQL's client programs as well")]
+    NoBaseBackup {
+        /// The folder of the server's programs.
+        bin: String,
+    },
+
     /// A statement of this crate failed.
     #[error("could not {doing}")]
     Sql {

@@ -155,7 +155,8 @@ async fn on_this_machine(
     programs: Programs,
     from: &str,
 ) -> Result<Joined, Error> {
-    let mut kept = Kept::start(run, Some(programs), Manner { linger: LINGER, settings: FAST })?;
+    let mut kept =
+        Kept::start(run, Some(programs), Manner { linger: LINGER, settings: FAST, primary: None })?;
     if let Err(error) = kept.wait_until_ready().await {
         kept.abandon();
         return Err(error);
@@ -172,7 +173,7 @@ async fn on_this_machine(
 async fn in_docker(run: &RunFolder, wishes: &Wishes) -> Result<Joined, Error> {
     let (address, session) = docker::start().await.map_err(Error::NoServer)?;
     // The folder is only where the processes find the address; the container ends by itself.
-    let kept = Kept::start(run, None, Manner { linger: LINGER, settings: &[] })?;
+    let kept = Kept::start(run, None, Manner { linger: LINGER, settings: &[], primary: None })?;
     let maintenance = address.url("postgres");
     let description = format!("{} from Docker, started for this run", version(&maintenance).await?);
     let ready = Ready { docker: true, key: wishes.key(), address, description };

@@ -31,12 +31,14 @@ const DEADLINE: Duration = Duration::from_mins(2);
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// How a server is run.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Manner {
     /// For how many seconds it stays without a user: the next test may be about to start.
     pub(crate) linger: u32,
     /// What differs from PostgreSQL's own settings, as `name=value`.
     pub(crate) settings: &'static [&'static str],
+    /// The folder of the server that it is a standby of.
+    pub(crate) primary: Option<PathBuf>,
 }
 
 /// A server that this process started. Dropping it gives up this process's use of it and nothing more.
@@ -79,12 +81,17 @@ impl Kept {
         run_folder::create(&folder.join("hold"), account).doing(doing())?;
         let log = run_folder::create(&folder.join("log"), account).doing(doing())?;
         let programs = programs.map(|programs| programs.usable_by(account, folder)).transpose()?;
-        let keeper = spawn(folder, account, programs.as_ref(), manner).doing(doing())?;
+        let keeper = spawn(folder, account, programs.as_ref(), &manner).doing(doing())?;
         Ok(Kept { folder: folder.to_owned(), account, programs, manner, alive, hold: None, log, keeper })
     }
 
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// The programs that the server runs, as its user can run them.
+    pub(crate) fn programs(&self) -> Option<&Programs> {
+        self.programs.as_ref()
     }
 
     pub(crate) fn address(&self) -> Address {
@@ -147,7 +154,8 @@ impl Kept {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).doing(doing()),
             _ => {}
         }
-        self.keeper = spawn(&self.folder, self.account, self.programs.as_ref(), self.manner).doing(doing())?;
+        self.keeper =
+            spawn(&self.folder, self.account, self.programs.as_ref(), &self.manner).doing(doing())?;
         self.hold = Some(hold);
         Ok(())
     }
@@ -199,7 +207,7 @@ impl Kept {
     }
 }
 
-fn spawn(folder: &Path, account: Account, programs: Option<&Programs>, manner: Manner) -> io::Result<Child> {
+fn spawn(folder: &Path, account: Account, programs: Option<&Programs>, manner: &Manner) -> io::Result<Child> {
     let alive = File::open(folder.join("alive"))?;
     let keeper = run_folder::create(&folder.join("keeper"), account)?;
     keeper.lock()?;
@@ -207,7 +215,8 @@ fn spawn(folder: &Path, account: Account, programs: Option<&Programs>, manner: M
     let mut command = account.command("/bin/sh");
     command.arg("-c").arg(SCRIPT).arg("authz-testdb-keeper").arg(folder);
     command.arg(programs.map_or(Path::new(""), |programs| &programs.bin));
-    command.arg(manner.linger.to_string()).args(manner.settings);
+    command.arg(manner.linger.to_string());
+    command.arg(manner.primary.as_deref().unwrap_or(Path::new(""))).args(manner.settings);
     command.process_group(0).stdin(alive).stdout(keeper).stderr(Stdio::from(log)).spawn()
 }
 
@@ -297,7 +306,8 @@ pub(crate) fn remove_left(folder: &Path, account: Account) -> Result<(), Error> 
         made => drop(made.doing(doing())?),
     }
     // A keeper without a server removes a folder. It is not waited for: it needs the run folder's lock.
-    let mut keeper = spawn(folder, account, None, Manner { linger: 0, settings: &[] }).doing(doing())?;
+    let manner = Manner { linger: 0, settings: &[], primary: None };
+    let mut keeper = spawn(folder, account, None, &manner).doing(doing())?;
     std::thread::spawn(move || keeper.wait());
     Ok(())
 }

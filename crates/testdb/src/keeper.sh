@@ -2,12 +2,14 @@
 # Its stdin is the file on which each user holds a shared lock, stdout a file that is locked as long as this
 # script lives, stderr the log, locked as long as this script or any process of the server lives.
 # Arguments: the server's folder, the folder of the programs (empty: there is no server to start, only a folder
-# to remove), for how many seconds it stays without a user, then settings of the server, each as `name=value`.
+# to remove), for how many seconds it stays without a user, the folder of the server that it is a standby of
+# (empty: of none), then settings of the server, each as `name=value`.
 trap '' HUP INT TERM
 folder=$1
 programs=$2
 linger=$3
-shift 3
+primary=$4
+shift 4
 data=$folder/data
 # A shell gives what it starts in the background another stdin, so it is kept here.
 exec 3<&0
@@ -58,7 +60,12 @@ start() {
     # Their numbers may still be taken, since not every process 1 takes notice of the dead; PostgreSQL would
     # then believe that the old server runs.
     rm -f "$data/postmaster.pid" "$folder/.s.PGSQL.5432.lock"
-    if [ ! -s "$data/PG_VERSION" ]; then
+    if [ -s "$data/PG_VERSION" ]; then
+        :
+    elif [ -n "$primary" ]; then
+        "$programs/pg_basebackup" -D "$data" -h "$primary" -p 5432 -U postgres -R -X stream -c fast --no-sync \
+            </dev/null >&2 || return
+    else
         "$programs/initdb" -D "$data" -U postgres --auth=trust --encoding=UTF8 --locale=C --no-sync \
             </dev/null >&2 || return
     fi

@@ -23,6 +23,8 @@ const DURABLE: &[&str] = &[
     "full_page_writes=on",
     "max_connections=100",
     "dynamic_shared_memory_type=mmap",
+    // A standby looks for its primary again at once, not after five seconds.
+    "wal_retrieve_retry_interval=100ms",
 ];
 
 /// A PostgreSQL server of its own, with durable settings, for tests of what happens in a crash.
@@ -53,9 +55,28 @@ impl Server {
                 facts.strike(Way::Fetched, reason);
                 facts.choose().and_then(|_| facts.installed.clone().map_err(Error::NoServer))
             })?;
-            start(programs).await
+            start(programs, Manner { linger: 0, settings: DURABLE, primary: None }).await
         })
         .await?;
+        Ok(Server { address: kept.address(), kept: Some(kept) })
+    }
+
+    /// Starts a hot standby: a second server that starts as a copy of this one and then streams from it.
+    ///
+    /// It can be killed and restarted by itself. While this server is down the standby answers from what it has; it
+    /// takes up the stream again after [`Server::restart`].
+    ///
+    /// # Errors
+    /// When this server is down, when there is no `pg_basebackup` beside the server's programs, or when the
+    /// standby does not come up.
+    pub async fn standby(&self) -> Result<Server, Error> {
+        let primary = self.kept.as_ref().ok_or(Error::Ending)?;
+        let programs = primary.programs().ok_or(Error::Ending)?.clone();
+        if !programs.bin.join("pg_basebackup").is_file() {
+            return Err(Error::NoBaseBackup { bin: programs.bin.display().to_string() });
+        }
+        let manner = Manner { linger: 0, settings: DURABLE, primary: Some(primary.folder().to_owned()) };
+        let kept = on_own_thread(async || start(programs, manner).await).await?;
         Ok(Server { address: kept.address(), kept: Some(kept) })
     }
 
@@ -90,11 +111,11 @@ impl Drop for Server {
     }
 }
 
-async fn start(programs: Programs) -> Result<Kept, Error> {
+async fn start(programs: Programs, manner: Manner) -> Result<Kept, Error> {
     // The run folder is locked only until the keeper has been started.
     let mut kept = {
         let run = RunFolder::lock(Account::of_server()?)?;
-        Kept::start(&run, Some(programs), Manner { linger: 0, settings: DURABLE })?
+        Kept::start(&run, Some(programs), manner)?
     };
     match kept.wait_until_ready().await {
         Ok(()) => Ok(kept),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::PgConnection;
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
 use super::clock;
 use crate::decision::Revision;
@@ -27,34 +27,57 @@ pub(super) enum DirectoryAge {
     Ago(Duration),
 }
 
-/// Asks, as the first statement of a transaction that sees one state throughout.
+/// Begins a transaction that sees one state throughout, behind a pooler on one server connection, and asks first.
 ///
-/// On a hot standby the state is as old as what has been replayed. It counts as current only while the standby
-/// receives from its primary and has replayed all it received.
-pub(super) async fn ask(connection: &mut PgConnection, sent: Sent, directories: bool) -> Result<Poll, Error> {
+/// How far a standby lags is asked before the transaction begins to see, never after: what is replayed in between is
+/// not in the state, and would make it look younger than it is.
+pub(super) async fn begin(
+    connection: &mut PgConnection,
+    directories: bool,
+) -> Result<(Transaction<'_, Postgres>, Poll), Error> {
+    let sent = clock::exact();
+    let lag = lag(&mut *connection).await?;
+    let mut transaction =
+        connection.begin_with("begin transaction isolation level repeatable read, read only").await?;
+    // What the answer says of the time counts from here, so the database's clock is never taken to show less.
+    let asked = clock::awake_or_asleep_micros();
     let row = sqlx::query!(
         r#"
-        select r.revision,
-               (extract(epoch from clock_timestamp()) * 1000000)::bigint as "now!",
-               case when not pg_is_in_recovery() then 0
-                    when exists (select from pg_stat_wal_receiver)
-                         and pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() then 0
-                    else (extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000000)::bigint
-               end as lag
+        select r.revision, (extract(epoch from clock_timestamp()) * 1000000)::bigint as "now!"
         from authz.revision r
         "#
     )
-    .fetch_one(&mut *connection)
+    .fetch_one(&mut *transaction)
     .await?;
-    let directory = if directories { oldest_directory(connection).await? } else { None };
-    // A standby that has replayed nothing cannot say how old it is.
-    let lag = row.lag.map_or(u64::MAX, |micros| u64::try_from(micros).unwrap_or(0).saturating_mul(1_000));
-    Ok(Poll {
+    let directory = if directories { oldest_directory(&mut transaction).await? } else { None };
+    let poll = Poll {
         revision: Revision(row.revision),
-        as_of: sent.exact.saturating_sub(lag),
-        clock_offset: row.now.saturating_sub(sent.micros),
+        as_of: sent.saturating_sub(lag),
+        clock_offset: row.now.saturating_sub(asked),
         directory,
-    })
+    };
+    Ok((transaction, poll))
+}
+
+/// How long ago, in nanoseconds, what a transaction that begins now sees was certainly all that there was.
+///
+/// On a hot standby the state is as old as what has been replayed. It counts as current only while the standby
+/// receives from its primary and has replayed all it received, and all that the primary says there is (which only a
+/// member of `pg_read_all_stats` is shown; it matters while much is being caught up with over a slow line).
+/// Otherwise its age is that of the last transaction that was replayed: too much rather than too little.
+async fn lag(connection: &mut PgConnection) -> Result<u64, Error> {
+    let lag = sqlx::query_scalar!(
+        "select case when not pg_is_in_recovery() then 0
+                     when pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()
+                          and exists (select from pg_stat_wal_receiver w
+                                      where coalesce(w.latest_end_lsn <= pg_last_wal_replay_lsn(), true)) then 0
+                     else (extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000000)::bigint
+                end"
+    )
+    .fetch_one(connection)
+    .await?;
+    // A standby that has replayed nothing cannot say how old it is.
+    Ok(lag.map_or(u64::MAX, |micros| u64::try_from(micros).unwrap_or(0).saturating_mul(1_000)))
 }
 
 async fn oldest_directory(connection: &mut PgConnection) -> Result<Option<DirectoryAge>, Error> {
@@ -76,17 +99,4 @@ async fn oldest_directory(connection: &mut PgConnection) -> Result<Option<Direct
         let micros = row.age.map_or(u64::MAX, |micros| u64::try_from(micros).unwrap_or(0));
         Some(DirectoryAge::Ago(Duration::from_micros(micros)))
     })
-}
-
-/// When a question was sent. What the answer says of the time counts from here, so an age is never too small.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Sent {
-    exact: u64,
-    micros: i64,
-}
-
-impl Sent {
-    pub(super) fn now() -> Self {
-        Self { exact: clock::exact(), micros: clock::awake_or_asleep_micros() }
-    }
 }

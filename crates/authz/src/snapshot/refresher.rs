@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 use tokio::sync::watch;
 
 use super::load::{Loaded, load};
 use super::model::Model;
-use super::poll::{Poll, Sent, ask};
+use super::poll::{self, Poll};
 use super::shared::Shared;
 use super::state::State;
 use super::{Options, changes, follow, listen};
@@ -117,11 +117,18 @@ impl Refresher {
     async fn refresh(&mut self) {
         let started = Instant::now();
         let old = arc_swap::Guard::into_inner(self.shared.state());
+        let known = old.revision;
         let mut kind = Kind::Poll;
         let refreshed = refresh(&self.options, &self.pool, Some(old), &mut self.model, &mut kind).await;
         count(kind, refreshed.is_ok(), started.elapsed());
         match refreshed {
-            Ok(Refreshed { poll, loaded }) => {
+            Ok(Refreshed { mut poll, loaded }) => {
+                // INVARIANT: what was known to be true of a moment stays so, as long as the revision does not go back.
+                // A standby that has lost its primary cannot tell more than when something last happened, which may be
+                // long ago (held by `standby_without_a_primary_serves_until_the_bound_and_not_longer`).
+                if poll.revision >= known {
+                    poll.as_of = poll.as_of.max(self.shared.as_of());
+                }
                 if let Some(Loaded { model, state }) = loaded {
                     self.model = Some(model);
                     tracing::debug!(
@@ -189,15 +196,8 @@ async fn refresh_on(
     kind: &mut Kind,
 ) -> Result<Refreshed, Error> {
     let patience = options.max_staleness.max(LEAST_PATIENCE);
-    let sent = Sent::now();
-    // One state throughout, and one server connection behind a pooler.
-    let (mut transaction, poll) = within(patience, async {
-        let mut transaction =
-            connection.begin_with("begin transaction isolation level repeatable read, read only").await?;
-        let poll = ask(&mut transaction, sent, options.max_directory_age.is_some()).await?;
-        Ok((transaction, poll))
-    })
-    .await?;
+    let (mut transaction, poll) =
+        within(patience, poll::begin(connection, options.max_directory_age.is_some())).await?;
 
     let mut loaded = None;
     let unchanged = model.is_some() && old.as_ref().is_some_and(|old| old.revision == poll.revision);

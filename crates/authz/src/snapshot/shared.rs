@@ -131,7 +131,12 @@ impl Shared {
     }
 
     pub(super) fn age(&self) -> Duration {
-        Duration::from_nanos(clock::exact().saturating_sub(self.as_of.load(Ordering::Acquire)))
+        Duration::from_nanos(clock::exact().saturating_sub(self.as_of()))
+    }
+
+    /// On [`clock::exact`], the moment that the state is certainly true of.
+    pub(super) fn as_of(&self) -> u64 {
+        self.as_of.load(Ordering::Acquire)
     }
 
     /// The database's clock now, never less than it shows: it was read after the question was sent, and counts from
