@@ -44,13 +44,17 @@ pub enum Batch {
     Users(Vec<User>),
     /// Some of the groups.
     Groups(Vec<Group>),
-    /// Some of a group's members; one batch without members says that the group has none. They count only if the
-    /// finished [`Crawl`] names the group neither as incomplete nor as vanished.
+    /// Some of a group's members. They count once the group is [`Listed`](Self::Listed).
     Members {
         /// The group.
         group_id: String,
         /// Its direct members.
         members: Vec<Member>,
+    },
+    /// The members of this group are complete: those that were sent, and no others.
+    Listed {
+        /// The group.
+        group_id: String,
     },
     /// That listing starts again: forget what was sent for it.
     Restart(Listing),
@@ -362,7 +366,11 @@ impl Run<'_> {
                     tally.vanished.push(group);
                     continue;
                 }
-                Err(MembersStop::Listing(stop)) => tally.incomplete.push(incomplete(group, stop.nonfatal()?)),
+                Err(MembersStop::Listing(stop)) => {
+                    // What was sent of it need not be kept.
+                    self.send(Batch::Restart(Listing::Members { group_id: group.id.clone() })).await?;
+                    tally.incomplete.push(incomplete(group, stop.nonfatal()?));
+                }
             }
             self.progress.send_modify(|progress| {
                 progress.groups_done += 1;
@@ -375,7 +383,6 @@ impl Run<'_> {
     async fn list_members(&self, group: &Group) -> Result<Tally, MembersStop> {
         let mut walk = Walk::new(&self.permits, MembersOf(self.source, group));
         let mut tally = Tally::default();
-        let mut first = true;
         loop {
             match walk.next().await.map_err(MembersStop::Listing)? {
                 Step::Page(members) => {
@@ -385,18 +392,21 @@ impl Run<'_> {
                             *tally.unknown_member_types.entry(kind.clone()).or_default() += 1;
                         }
                     }
-                    if first || !members.is_empty() {
+                    if !members.is_empty() {
                         let batch = Batch::Members { group_id: group.id.clone(), members };
                         self.send(batch).await.map_err(MembersStop::Send)?;
                     }
-                    first = false;
                 }
                 Step::Restarted => {
-                    (tally, first) = (Tally::default(), true);
+                    tally = Tally::default();
                     let restart = Batch::Restart(Listing::Members { group_id: group.id.clone() });
                     self.send(restart).await.map_err(MembersStop::Send)?;
                 }
-                Step::Done => return Ok(tally),
+                Step::Done => {
+                    let listed = Batch::Listed { group_id: group.id.clone() };
+                    self.send(listed).await.map_err(MembersStop::Send)?;
+                    return Ok(tally);
+                }
             }
         }
     }

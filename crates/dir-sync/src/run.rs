@@ -174,7 +174,7 @@ impl DirectorySync {
             CrawlOptions { concurrency: self.options.concurrency, progress: self.options.progress.clone() };
         let (crawled, staged) = tokio::join!(
             crawl(Arc::clone(&self.source), options, sender),
-            stage(run, batches, || self.source.customer_id()),
+            stage(run, batches, self.options.include_external, || self.source.customer_id()),
         );
         // A database that does not take the pages ends the crawl, so its error is the one to tell.
         let met = staged?;

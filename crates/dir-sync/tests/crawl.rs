@@ -174,6 +174,9 @@ impl Mirror {
                 assert!(self.ever_listed.contains(&group_id), "members of {group_id} came before the group");
                 self.members.entry(group_id).or_default().extend(members.into_iter().map(|member| member.id));
             }
+            Batch::Listed { group_id } => {
+                self.members.entry(group_id).or_default();
+            }
             Batch::Restart(Listing::Users) => self.users.clear(),
             Batch::Restart(Listing::Groups) => self.groups.clear(),
             Batch::Restart(Listing::Members { group_id }) => {
