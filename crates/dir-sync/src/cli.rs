@@ -86,6 +86,12 @@ pub struct Job {
     /// Calls under way at the same time.
     #[arg(long, env = "DIR_SYNC_CONCURRENCY", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub concurrency: u16,
+    /// Seconds that a run may take until it begins to change the mirror; past them it fails. 0 sets no limit.
+    #[arg(long, env = "DIR_SYNC_DEADLINE", value_name = "SECONDS", default_value_t = 3600)]
+    pub deadline: u32,
+    /// Begin after a random time of up to so many seconds, so that many jobs of one minute do not meet at the quota.
+    #[arg(long, env = "DIR_SYNC_START_JITTER", value_name = "SECONDS", default_value_t = 0)]
+    pub start_jitter: u32,
     #[command(flatten)]
     /// Google's options.
     pub google: Google,
@@ -114,6 +120,9 @@ pub struct Google {
     /// The quota: calls per minute, 0 for no limit.
     #[arg(long, env = "DIR_SYNC_GOOGLE_QUOTA", value_name = "N", default_value_t = 2400)]
     pub google_quota: u32,
+    /// Seconds that one call may take, its whole answer included.
+    #[arg(long, env = "DIR_SYNC_GOOGLE_REQUEST_TIMEOUT", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    pub google_request_timeout: u32,
 }
 
 /// Where a directory comes from.
@@ -226,6 +235,8 @@ impl Job {
                 config.customer.clone_from(&self.google.google_customer);
                 config.base_url.clone_from(&self.google.google_url);
                 config.queries_per_minute = self.google.google_quota;
+                config.concurrency = self.concurrency;
+                config.request_timeout = Duration::from_secs(self.google.google_request_timeout.into());
                 Arc::new(GoogleSource::new(config).await?)
             }
         })
@@ -244,6 +255,8 @@ impl Job {
             },
             approve: self.approve.clone(),
             concurrency: usize::from(self.concurrency),
+            deadline: (self.deadline > 0).then(|| Duration::from_secs(self.deadline.into())),
+            start_jitter: Duration::from_secs(self.start_jitter.into()),
             progress: None,
         }
     }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use authz::DirectoryName;
 use authz::audit::Actor;
 use authz::mirror::{Counts, PlanOptions, Planned, Run};
+use rand::Rng;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
 
@@ -41,6 +42,10 @@ pub struct Options {
     pub approve: Option<String>,
     /// Calls under way at the same time.
     pub concurrency: usize,
+    /// No run takes longer until it begins to change the mirror.
+    pub deadline: Option<Duration>,
+    /// Waits at random up to so long before it begins, so that many jobs of one minute do not meet at the quota.
+    pub start_jitter: Duration,
     /// Where to show how far the crawl is.
     pub progress: Option<watch::Sender<Progress>>,
 }
@@ -53,6 +58,8 @@ impl Default for Options {
             limits: Limits::default(),
             approve: None,
             concurrency: CrawlOptions::default().concurrency,
+            deadline: None,
+            start_jitter: Duration::ZERO,
             progress: None,
         }
     }
@@ -76,7 +83,7 @@ impl DirectorySync {
     pub async fn plan(self) -> Report {
         let started = Instant::now();
         let mut report = self.blank();
-        match self.prepare(&mut report).await {
+        match self.prepare_in_time(&mut report).await {
             Ok(planned) => {
                 let ended = planned.discard(None, self.source.calls(), &actor()).await;
                 match ended {
@@ -99,7 +106,7 @@ impl DirectorySync {
     pub async fn run(self) -> Report {
         let started = Instant::now();
         let mut report = self.blank();
-        match self.prepare(&mut report).await {
+        match self.prepare_in_time(&mut report).await {
             Ok(planned) => {
                 if let Err(error) = self.guard_and_apply(planned, &mut report).await {
                     report.status = Status::Failed;
@@ -133,6 +140,24 @@ impl DirectorySync {
         report.plan = Some(plan);
         tracing::debug!(%revision, "applied");
         Ok(())
+    }
+
+    /// [`Self::prepare`] after the jitter and before the deadline. Past the deadline nothing has been changed, and the
+    /// lease is given back.
+    async fn prepare_in_time(&self, report: &mut Report) -> Result<Planned, RunError> {
+        if !self.options.start_jitter.is_zero() {
+            let pause = self.options.start_jitter.mul_f64(rand::rng().random_range(0.0..=1.0));
+            tracing::info!(pause_ms = pause.as_millis(), "waits before it begins");
+            tokio::time::sleep(pause).await;
+        }
+        let Some(deadline) = self.options.deadline else { return self.prepare(report).await };
+        if let Ok(prepared) = tokio::time::timeout(deadline, self.prepare(report)).await {
+            return prepared;
+        }
+        let error = RunError::Deadline { seconds: deadline.as_secs() };
+        report.error = Some(error_chain(&error));
+        self.record_failure(report).await;
+        Err(error)
     }
 
     /// Crawl, stage and plan; a failure is recorded and gives the lease back.
@@ -244,6 +269,12 @@ pub enum RunError {
     /// The database, the lease or the plan.
     #[error(transparent)]
     Mirror(#[from] authz::Error),
+    /// It took too long.
+    #[error("the run was not through in {seconds} s, so nothing was changed; give it longer (`--deadline`)")]
+    Deadline {
+        /// How long it had.
+        seconds: u64,
+    },
 }
 
 fn actor() -> Actor {
