@@ -11,6 +11,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool};
 
 use crate::file::FileSource;
+use crate::filter::{GroupFilter, Pattern};
 use crate::google::{GoogleConfig, GoogleSource};
 use crate::guard::{Limit, Limits};
 use crate::run::Options;
@@ -68,6 +69,12 @@ pub struct Job {
     /// Whether members whom the directory does not list are mirrored, and so get what their groups have.
     #[arg(long, env = "DIR_SYNC_EXTERNAL_MEMBERS", value_enum, default_value_t = External::Exclude)]
     pub external_members: External,
+    /// Mirror only groups whose address is of one of these patterns (`ops-*@example.com`, or several with commas).
+    #[arg(long, env = "DIR_SYNC_INCLUDE_GROUPS", value_name = "PATTERN", value_delimiter = ',')]
+    pub include_groups: Vec<Pattern>,
+    /// Leave out groups whose address is of one of these patterns, as if the directory did not list them.
+    #[arg(long, env = "DIR_SYNC_EXCLUDE_GROUPS", value_name = "PATTERN", value_delimiter = ',')]
+    pub exclude_groups: Vec<Pattern>,
     /// Link local users and groups that have the name of a directory's one, instead of reporting a conflict.
     #[arg(long, env = "DIR_SYNC_ADOPT_LOCAL")]
     pub adopt_local: bool,
@@ -248,6 +255,10 @@ impl Job {
         Options {
             include_external: self.external_members == External::Include,
             adopt_local: self.adopt_local,
+            filter: GroupFilter {
+                include: self.include_groups.clone(),
+                exclude: self.exclude_groups.clone(),
+            },
             limits: Limits {
                 users: self.max_removed_users,
                 groups: self.max_removed_groups,

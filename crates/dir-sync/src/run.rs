@@ -12,6 +12,7 @@ use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
 
 use crate::crawl::{Batch, Crawl, CrawlOptions, Progress, crawl};
+use crate::filter::GroupFilter;
 use crate::guard::{Limits, admit};
 use crate::report::{Report, Status};
 use crate::source::{Source, error_chain};
@@ -36,6 +37,8 @@ pub struct Options {
     pub include_external: bool,
     /// Link local users and groups that have the name of a directory's.
     pub adopt_local: bool,
+    /// Which groups are mirrored.
+    pub filter: GroupFilter,
     /// What may go at once.
     pub limits: Limits,
     /// The hash of a plan that may pass the limits.
@@ -55,6 +58,7 @@ impl Default for Options {
         Self {
             include_external: false,
             adopt_local: false,
+            filter: GroupFilter::default(),
             limits: Limits::default(),
             approve: None,
             concurrency: CrawlOptions::default().concurrency,
@@ -175,6 +179,7 @@ impl DirectorySync {
                 return Err(error);
             }
         };
+        report.left_out_groups = crawled.left_out;
         report.unknown_member_types.clone_from(&crawled.unknown_member_types);
         report.incomplete =
             crawled.incomplete.iter().map(|i| (i.group_email.clone(), i.reason.clone())).collect();
@@ -195,8 +200,11 @@ impl DirectorySync {
 
     async fn crawl(&self, run: &Run) -> Result<(Crawl, Met), RunError> {
         let (sender, batches) = mpsc::channel::<Batch>(WAITING_PAGES);
-        let options =
-            CrawlOptions { concurrency: self.options.concurrency, progress: self.options.progress.clone() };
+        let options = CrawlOptions {
+            concurrency: self.options.concurrency,
+            filter: self.options.filter.clone(),
+            progress: self.options.progress.clone(),
+        };
         let (crawled, staged) = tokio::join!(
             crawl(Arc::clone(&self.source), options, sender),
             stage(run, batches, self.options.include_external, || self.source.customer_id()),
@@ -236,6 +244,7 @@ impl DirectorySync {
             incomplete: BTreeMap::new(),
             unknown_member_types: BTreeMap::new(),
             foreign_everyone: 0,
+            left_out_groups: 0,
             error: None,
             exit_code: None,
         }

@@ -248,7 +248,8 @@ async fn calls_under_way_are_bounded() {
             directory.groups.push(group(&format!("more{number}")));
         }
         let directory = Arc::new(directory);
-        let (crawl, _) = crawl_with(&directory, CrawlOptions { concurrency: bound, progress: None }).await;
+        let (crawl, _) =
+            crawl_with(&directory, CrawlOptions { concurrency: bound, ..CrawlOptions::default() }).await;
         assert_eq!(crawl.unwrap().groups, 43);
         assert_eq!(directory.most_under_way.load(Ordering::SeqCst), bound);
     }
