@@ -5,14 +5,18 @@
 //! change), then [`Planned::apply`] or [`Planned::discard`], and [`Run::fail`] for everything that goes wrong.
 
 mod apply;
+mod known;
 mod lease;
+mod members;
 mod plan;
 mod plan_groups;
 mod plan_memberships;
 mod plan_summary;
 mod plan_users;
+mod remember;
 mod report;
 mod stage;
+mod stage_members;
 
 pub use lease::{HEARTBEAT_EVERY, LEASE_TTL, Run, record_failure};
 pub use plan::{PlanOptions, Planned};

@@ -11,6 +11,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool};
 
 use crate::file::FileSource;
+use crate::filter::{GroupFilter, Pattern};
 use crate::google::{GoogleConfig, GoogleSource};
 use crate::guard::{Limit, Limits};
 use crate::run::Options;
@@ -68,6 +69,12 @@ pub struct Job {
     /// Whether members whom the directory does not list are mirrored, and so get what their groups have.
     #[arg(long, env = "DIR_SYNC_EXTERNAL_MEMBERS", value_enum, default_value_t = External::Exclude)]
     pub external_members: External,
+    /// Mirror only groups whose address is of one of these patterns (`ops-*@example.com`, or several with commas).
+    #[arg(long, env = "DIR_SYNC_INCLUDE_GROUPS", value_name = "PATTERN", value_delimiter = ',')]
+    pub include_groups: Vec<Pattern>,
+    /// Leave out groups whose address is of one of these patterns, as if the directory did not list them.
+    #[arg(long, env = "DIR_SYNC_EXCLUDE_GROUPS", value_name = "PATTERN", value_delimiter = ',')]
+    pub exclude_groups: Vec<Pattern>,
     /// Link local users and groups that have the name of a directory's one, instead of reporting a conflict.
     #[arg(long, env = "DIR_SYNC_ADOPT_LOCAL")]
     pub adopt_local: bool,
@@ -86,6 +93,12 @@ pub struct Job {
     /// Calls under way at the same time.
     #[arg(long, env = "DIR_SYNC_CONCURRENCY", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub concurrency: u16,
+    /// Seconds that a run may take until it begins to change the mirror; past them it fails. 0 sets no limit.
+    #[arg(long, env = "DIR_SYNC_DEADLINE", value_name = "SECONDS", default_value_t = 3600)]
+    pub deadline: u32,
+    /// Begin after a random time of up to so many seconds, so that many jobs of one minute do not meet at the quota.
+    #[arg(long, env = "DIR_SYNC_START_JITTER", value_name = "SECONDS", default_value_t = 0)]
+    pub start_jitter: u32,
     #[command(flatten)]
     /// Google's options.
     pub google: Google,
@@ -114,6 +127,9 @@ pub struct Google {
     /// The quota: calls per minute, 0 for no limit.
     #[arg(long, env = "DIR_SYNC_GOOGLE_QUOTA", value_name = "N", default_value_t = 2400)]
     pub google_quota: u32,
+    /// Seconds that one call may take, its whole answer included.
+    #[arg(long, env = "DIR_SYNC_GOOGLE_REQUEST_TIMEOUT", value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
+    pub google_request_timeout: u32,
 }
 
 /// Where a directory comes from.
@@ -226,6 +242,8 @@ impl Job {
                 config.customer.clone_from(&self.google.google_customer);
                 config.base_url.clone_from(&self.google.google_url);
                 config.queries_per_minute = self.google.google_quota;
+                config.concurrency = self.concurrency;
+                config.request_timeout = Duration::from_secs(self.google.google_request_timeout.into());
                 Arc::new(GoogleSource::new(config).await?)
             }
         })
@@ -237,6 +255,10 @@ impl Job {
         Options {
             include_external: self.external_members == External::Include,
             adopt_local: self.adopt_local,
+            filter: GroupFilter {
+                include: self.include_groups.clone(),
+                exclude: self.exclude_groups.clone(),
+            },
             limits: Limits {
                 users: self.max_removed_users,
                 groups: self.max_removed_groups,
@@ -244,6 +266,8 @@ impl Job {
             },
             approve: self.approve.clone(),
             concurrency: usize::from(self.concurrency),
+            deadline: (self.deadline > 0).then(|| Duration::from_secs(self.deadline.into())),
+            start_jitter: Duration::from_secs(self.start_jitter.into()),
             progress: None,
         }
     }

@@ -10,6 +10,7 @@ use futures_util::stream::{self, Stream, StreamExt};
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use self::walk::{Groups, MembersOf, Step, Stop, Users, Walk};
+use crate::filter::GroupFilter;
 use crate::source::{Group, Member, MemberKind, Source, SourceError, User, error_chain};
 
 /// A listing of the directory.
@@ -44,30 +45,36 @@ pub enum Batch {
     Users(Vec<User>),
     /// Some of the groups.
     Groups(Vec<Group>),
-    /// Some of a group's members; one batch without members says that the group has none. They count only if the
-    /// finished [`Crawl`] names the group neither as incomplete nor as vanished.
+    /// Some of a group's members. They count once the group is [`Listed`](Self::Listed).
     Members {
         /// The group.
         group_id: String,
         /// Its direct members.
         members: Vec<Member>,
     },
+    /// The members of this group are complete: those that were sent, and no others.
+    Listed {
+        /// The group.
+        group_id: String,
+    },
     /// That listing starts again: forget what was sent for it.
     Restart(Listing),
 }
 
 /// How to crawl.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct CrawlOptions {
     /// Calls under way at the same time, at most; at least one.
     pub concurrency: usize,
+    /// Groups to leave out as if the directory did not list them.
+    pub filter: GroupFilter,
     /// Where to show how far the crawl is.
     pub progress: Option<watch::Sender<Progress>>,
 }
 
 impl Default for CrawlOptions {
     fn default() -> Self {
-        Self { concurrency: 8, progress: None }
+        Self { concurrency: 8, filter: GroupFilter::default(), progress: None }
     }
 }
 
@@ -89,8 +96,10 @@ pub struct Progress {
 pub struct Crawl {
     /// Users.
     pub users: u64,
-    /// Groups, without the vanished ones.
+    /// Groups, without the vanished ones and those left out.
     pub groups: u64,
+    /// Groups that the filter left out.
+    pub left_out: u64,
     /// Direct memberships in the groups whose listing is complete.
     pub memberships: u64,
     /// Groups whose members are not known.
@@ -163,6 +172,7 @@ pub async fn crawl(
         source: source.as_ref(),
         permits: Semaphore::new(concurrency),
         concurrency,
+        filter: &options.filter,
         pages,
         progress: options.progress.unwrap_or_default(),
     };
@@ -197,6 +207,7 @@ pub async fn crawl(
     Ok(Crawl {
         users,
         groups: u64::try_from(groups_left).unwrap_or(u64::MAX),
+        left_out: groups.left_out,
         memberships: tally.memberships,
         incomplete: tally.incomplete,
         vanished,
@@ -235,12 +246,14 @@ impl Tally {
 struct GroupIds {
     listed: HashSet<String>,
     lost: Vec<String>,
+    left_out: u64,
 }
 
 struct Run<'a> {
     source: &'a dyn Source,
     permits: Semaphore,
     concurrency: usize,
+    filter: &'a GroupFilter,
     pages: mpsc::Sender<Batch>,
     progress: watch::Sender<Progress>,
 }
@@ -274,9 +287,13 @@ impl Run<'_> {
         // Each group by the pass that listed it last.
         let mut seen: HashMap<String, u32> = HashMap::new();
         let mut pass = 0;
+        let mut left_out = 0;
         loop {
             match walk.next().await.map_err(|stop| stop.of(Listing::Groups))? {
-                Step::Page(groups) => {
+                Step::Page(mut groups) => {
+                    let all = groups.len();
+                    groups.retain(|group| self.filter.keeps(&group.email));
+                    left_out += u64::try_from(all - groups.len()).unwrap_or(u64::MAX);
                     self.send(Batch::Groups(groups.clone())).await?;
                     for group in groups {
                         // After a restart, members that were listed already need no second listing.
@@ -290,13 +307,15 @@ impl Run<'_> {
                 }
                 Step::Restarted => {
                     pass += 1;
+                    left_out = 0;
                     self.send(Batch::Restart(Listing::Groups)).await?;
                 }
                 Step::Done => {
                     let (listed, lost): (Vec<_>, Vec<_>) =
                         seen.into_iter().partition(|(_, last)| *last == pass);
                     let ids = |groups: Vec<(String, u32)>| groups.into_iter().map(|(id, _)| id);
-                    return Ok(GroupIds { listed: ids(listed).collect(), lost: ids(lost).collect() });
+                    let (listed, lost) = (ids(listed).collect(), ids(lost).collect());
+                    return Ok(GroupIds { listed, lost, left_out });
                 }
             }
         }
@@ -362,7 +381,11 @@ impl Run<'_> {
                     tally.vanished.push(group);
                     continue;
                 }
-                Err(MembersStop::Listing(stop)) => tally.incomplete.push(incomplete(group, stop.nonfatal()?)),
+                Err(MembersStop::Listing(stop)) => {
+                    // What was sent of it need not be kept.
+                    self.send(Batch::Restart(Listing::Members { group_id: group.id.clone() })).await?;
+                    tally.incomplete.push(incomplete(group, stop.nonfatal()?));
+                }
             }
             self.progress.send_modify(|progress| {
                 progress.groups_done += 1;
@@ -375,7 +398,6 @@ impl Run<'_> {
     async fn list_members(&self, group: &Group) -> Result<Tally, MembersStop> {
         let mut walk = Walk::new(&self.permits, MembersOf(self.source, group));
         let mut tally = Tally::default();
-        let mut first = true;
         loop {
             match walk.next().await.map_err(MembersStop::Listing)? {
                 Step::Page(members) => {
@@ -385,18 +407,21 @@ impl Run<'_> {
                             *tally.unknown_member_types.entry(kind.clone()).or_default() += 1;
                         }
                     }
-                    if first || !members.is_empty() {
+                    if !members.is_empty() {
                         let batch = Batch::Members { group_id: group.id.clone(), members };
                         self.send(batch).await.map_err(MembersStop::Send)?;
                     }
-                    first = false;
                 }
                 Step::Restarted => {
-                    (tally, first) = (Tally::default(), true);
+                    tally = Tally::default();
                     let restart = Batch::Restart(Listing::Members { group_id: group.id.clone() });
                     self.send(restart).await.map_err(MembersStop::Send)?;
                 }
-                Step::Done => return Ok(tally),
+                Step::Done => {
+                    let listed = Batch::Listed { group_id: group.id.clone() };
+                    self.send(listed).await.map_err(MembersStop::Send)?;
+                    return Ok(tally);
+                }
             }
         }
     }

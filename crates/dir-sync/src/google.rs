@@ -1,11 +1,13 @@
 //! The Admin SDK Directory API of Google Workspace as a source.
 
 mod auth;
+mod breaker;
 mod client;
 mod failure;
 mod limiter;
 mod retry;
 pub(crate) mod shape;
+mod throttle;
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -24,7 +26,8 @@ use self::auth::SignIn;
 use self::client::{ApiClient, Call};
 use self::limiter::Limiter;
 pub use self::retry::RetryPolicy;
-use self::shape::{GroupShape, MemberShape, Shape, UserShape};
+use self::shape::{Answer, GroupShape, MemberShape, Shape, UserShape};
+use self::throttle::Throttle;
 use crate::source::{Group, Member, Page, PageToken, Source, SourceError, User};
 
 /// The scope that lets users be listed.
@@ -63,6 +66,8 @@ pub struct GoogleConfig {
     pub base_url: String,
     /// Calls per minute at most; 0 sets no limit.
     pub queries_per_minute: u32,
+    /// Calls under way at the same time, at most; fewer while the directory says that its quota is used up.
+    pub concurrency: u16,
     /// How long one call may take, its whole body included.
     pub request_timeout: Duration,
     /// How often a failed call is tried again.
@@ -79,6 +84,7 @@ impl GoogleConfig {
             customer: MY_CUSTOMER.to_owned(),
             base_url: "https://admin.googleapis.com/".to_owned(),
             queries_per_minute: 2400,
+            concurrency: 8,
             request_timeout: Duration::from_mins(1),
             retry: RetryPolicy::default(),
         }
@@ -131,7 +137,9 @@ impl GoogleSource {
             .pool_idle_timeout(Duration::from_secs(30))
             .build(connector);
         let limiter = Limiter::new(config.queries_per_minute);
-        let client = ApiClient::new(http, sign_in, base, limiter, config.retry, config.request_timeout);
+        let throttle = Throttle::new(config.concurrency);
+        let client =
+            ApiClient::new(http, sign_in, base, limiter, throttle, config.retry, config.request_timeout);
         Ok(Self {
             client,
             customer: config.customer,
@@ -148,8 +156,8 @@ impl GoogleSource {
         if let Some(PageToken(token)) = token {
             call.params.push("pageToken", token.clone());
         }
-        let answer = self.client.get(&call).await?;
-        shape::page::<S>(answer).map_err(|problem| SourceError::Malformed { what: call.what, problem })
+        let answer: Answer<S> = self.client.get(&call).await?;
+        answer.into_page().map_err(|problem| SourceError::Malformed { what: call.what, problem })
     }
 
     fn call<'a>(

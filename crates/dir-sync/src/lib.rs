@@ -11,6 +11,8 @@ pub mod file;
 
 pub mod google;
 
+pub mod filter;
+
 pub mod crawl;
 
 mod stage;

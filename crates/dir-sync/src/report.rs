@@ -54,6 +54,8 @@ pub struct Report {
     pub unknown_member_types: BTreeMap<String, u64>,
     /// "Everyone" members of another customer, not mirrored.
     pub foreign_everyone: u64,
+    /// Groups that the filter left out.
+    pub left_out_groups: u64,
     /// Why it failed.
     pub error: Option<String>,
     /// The exit code, if it is not the status' own.
@@ -87,6 +89,13 @@ impl fmt::Display for Report {
                 f,
                 "{:<15}{} groups have everyone of another customer; not mirrored",
                 "foreign", self.foreign_everyone
+            )?;
+        }
+        if self.left_out_groups > 0 {
+            writeln!(
+                f,
+                "{:<15}{} groups by --include-groups or --exclude-groups",
+                "left out", self.left_out_groups
             )?;
         }
         for (group, reason) in &self.incomplete {

@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use authz::DirectoryName;
 use authz::audit::Actor;
 use authz::mirror::{Counts, PlanOptions, Planned, Run};
+use rand::Rng;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
 
 use crate::crawl::{Batch, Crawl, CrawlOptions, Progress, crawl};
+use crate::filter::GroupFilter;
 use crate::guard::{Limits, admit};
 use crate::report::{Report, Status};
 use crate::source::{Source, error_chain};
@@ -35,12 +37,18 @@ pub struct Options {
     pub include_external: bool,
     /// Link local users and groups that have the name of a directory's.
     pub adopt_local: bool,
+    /// Which groups are mirrored.
+    pub filter: GroupFilter,
     /// What may go at once.
     pub limits: Limits,
     /// The hash of a plan that may pass the limits.
     pub approve: Option<String>,
     /// Calls under way at the same time.
     pub concurrency: usize,
+    /// No run takes longer until it begins to change the mirror.
+    pub deadline: Option<Duration>,
+    /// Waits at random up to so long before it begins, so that many jobs of one minute do not meet at the quota.
+    pub start_jitter: Duration,
     /// Where to show how far the crawl is.
     pub progress: Option<watch::Sender<Progress>>,
 }
@@ -50,9 +58,12 @@ impl Default for Options {
         Self {
             include_external: false,
             adopt_local: false,
+            filter: GroupFilter::default(),
             limits: Limits::default(),
             approve: None,
             concurrency: CrawlOptions::default().concurrency,
+            deadline: None,
+            start_jitter: Duration::ZERO,
             progress: None,
         }
     }
@@ -76,7 +87,7 @@ impl DirectorySync {
     pub async fn plan(self) -> Report {
         let started = Instant::now();
         let mut report = self.blank();
-        match self.prepare(&mut report).await {
+        match self.prepare_in_time(&mut report).await {
             Ok(planned) => {
                 let ended = planned.discard(None, self.source.calls(), &actor()).await;
                 match ended {
@@ -99,7 +110,7 @@ impl DirectorySync {
     pub async fn run(self) -> Report {
         let started = Instant::now();
         let mut report = self.blank();
-        match self.prepare(&mut report).await {
+        match self.prepare_in_time(&mut report).await {
             Ok(planned) => {
                 if let Err(error) = self.guard_and_apply(planned, &mut report).await {
                     report.status = Status::Failed;
@@ -135,6 +146,24 @@ impl DirectorySync {
         Ok(())
     }
 
+    /// [`Self::prepare`] after the jitter and before the deadline. Past the deadline nothing has been changed, and the
+    /// lease is given back.
+    async fn prepare_in_time(&self, report: &mut Report) -> Result<Planned, RunError> {
+        if !self.options.start_jitter.is_zero() {
+            let pause = self.options.start_jitter.mul_f64(rand::rng().random_range(0.0..=1.0));
+            tracing::info!(pause_ms = pause.as_millis(), "waits before it begins");
+            tokio::time::sleep(pause).await;
+        }
+        let Some(deadline) = self.options.deadline else { return self.prepare(report).await };
+        if let Ok(prepared) = tokio::time::timeout(deadline, self.prepare(report)).await {
+            return prepared;
+        }
+        let error = RunError::Deadline { seconds: deadline.as_secs() };
+        report.error = Some(error_chain(&error));
+        self.record_failure(report).await;
+        Err(error)
+    }
+
     /// Crawl, stage and plan; a failure is recorded and gives the lease back.
     async fn prepare(&self, report: &mut Report) -> Result<Planned, RunError> {
         let run = Run::begin(&self.pool, &self.directory, &self.source.describe()).await?;
@@ -150,6 +179,7 @@ impl DirectorySync {
                 return Err(error);
             }
         };
+        report.left_out_groups = crawled.left_out;
         report.unknown_member_types.clone_from(&crawled.unknown_member_types);
         report.incomplete =
             crawled.incomplete.iter().map(|i| (i.group_email.clone(), i.reason.clone())).collect();
@@ -170,11 +200,14 @@ impl DirectorySync {
 
     async fn crawl(&self, run: &Run) -> Result<(Crawl, Met), RunError> {
         let (sender, batches) = mpsc::channel::<Batch>(WAITING_PAGES);
-        let options =
-            CrawlOptions { concurrency: self.options.concurrency, progress: self.options.progress.clone() };
+        let options = CrawlOptions {
+            concurrency: self.options.concurrency,
+            filter: self.options.filter.clone(),
+            progress: self.options.progress.clone(),
+        };
         let (crawled, staged) = tokio::join!(
             crawl(Arc::clone(&self.source), options, sender),
-            stage(run, batches, || self.source.customer_id()),
+            stage(run, batches, self.options.include_external, || self.source.customer_id()),
         );
         // A database that does not take the pages ends the crawl, so its error is the one to tell.
         let met = staged?;
@@ -211,6 +244,7 @@ impl DirectorySync {
             incomplete: BTreeMap::new(),
             unknown_member_types: BTreeMap::new(),
             foreign_everyone: 0,
+            left_out_groups: 0,
             error: None,
             exit_code: None,
         }
@@ -244,6 +278,12 @@ pub enum RunError {
     /// The database, the lease or the plan.
     #[error(transparent)]
     Mirror(#[from] authz::Error),
+    /// It took too long.
+    #[error("the run was not through in {seconds} s, so nothing was changed; give it longer (`--deadline`)")]
+    Deadline {
+        /// How long it had.
+        seconds: u64,
+    },
 }
 
 fn actor() -> Actor {

@@ -1,5 +1,7 @@
 //! From what a source lists to what `authz` stages: names parsed, types mapped, nothing dropped silently.
 
+use std::collections::HashMap;
+
 use authz::group::Role;
 use authz::mirror::{Run, StagedGroup, StagedMember, StagedUser};
 use authz::{GroupName, UserName};
@@ -22,39 +24,56 @@ pub(crate) struct Met {
 pub(crate) async fn stage(
     run: &Run,
     mut batches: mpsc::Receiver<Batch>,
+    include_external: bool,
     customer_id: impl Fn() -> Option<String>,
 ) -> Result<Met, authz::Error> {
-    let mut met = Met::default();
-    // "Everyone" members that came before the directory's own customer was known, and their groups.
-    let mut unsure: Vec<(String, Member)> = Vec::new();
+    // "Everyone" members wait for the end: only then it is certain which customer is the directory's own.
+    let mut everyone: HashMap<String, Everyone> = HashMap::new();
     while let Some(batch) = batches.recv().await {
         match batch {
             Batch::Users(users) => run.stage_users(&users.iter().map(user).collect::<Vec<_>>()).await?,
             Batch::Groups(groups) => run.stage_groups(&groups.iter().map(group).collect::<Vec<_>>()).await?,
             Batch::Members { group_id, members } => {
-                let ours = customer_id();
-                let (later, now): (Vec<_>, Vec<_>) =
-                    members.into_iter().partition(|m| m.kind == MemberKind::Customer && ours.is_none());
-                unsure.extend(later.into_iter().map(|m| (group_id.clone(), m)));
-                let staged: Vec<_> =
-                    now.iter().filter_map(|m| member(m, ours.as_deref(), &mut met)).collect();
-                run.stage_members(&group_id, &staged).await?;
+                let customers = members.iter().filter(|member| member.kind == MemberKind::Customer);
+                for customer in customers {
+                    everyone.entry(group_id.clone()).or_default().of.push(customer.id.clone());
+                }
+                run.stage_members(&group_id, &members.iter().filter_map(member).collect::<Vec<_>>()).await?;
             }
+            Batch::Listed { group_id } => match everyone.get_mut(&group_id) {
+                Some(waiting) => waiting.listed = true,
+                None => run.finish_members(&group_id, include_external).await?,
+            },
             Batch::Restart(Listing::Users) => run.restart_users().await?,
             Batch::Restart(Listing::Groups) => run.restart_groups().await?,
             Batch::Restart(Listing::Members { group_id }) => {
-                unsure.retain(|(group, _)| *group != group_id);
+                everyone.remove(&group_id);
                 run.restart_members(&group_id).await?;
             }
         }
     }
     let ours = customer_id();
-    for (group_id, everyone) in unsure {
-        if let Some(staged) = member(&everyone, ours.as_deref(), &mut met) {
-            run.stage_members(&group_id, &[staged]).await?;
+    let mut met = Met::default();
+    for (group_id, Everyone { of, .. }) in everyone.into_iter().filter(|(_, everyone)| everyone.listed) {
+        for customer in of {
+            if ours.as_ref() == Some(&customer) {
+                run.stage_members(&group_id, &[StagedMember::Everyone]).await?;
+            } else {
+                met.foreign_everyone += 1;
+            }
         }
+        run.finish_members(&group_id, include_external).await?;
     }
     Ok(met)
+}
+
+/// The "everyone" members of a group.
+#[derive(Debug, Default)]
+struct Everyone {
+    /// Of which customers.
+    of: Vec<String>,
+    /// Whether the group's listing is complete.
+    listed: bool,
 }
 
 fn user(user: &User) -> StagedUser {
@@ -75,8 +94,8 @@ fn group(group: &Group) -> StagedGroup {
     }
 }
 
-/// `None` for a type that nobody knows (the crawl counts those) and for everyone of another customer.
-fn member(member: &Member, customer_id: Option<&str>, met: &mut Met) -> Option<StagedMember> {
+/// `None` for a type that nobody knows (the crawl counts those), and for everyone, who are staged at the end.
+fn member(member: &Member) -> Option<StagedMember> {
     match &member.kind {
         MemberKind::User => Some(StagedMember::User {
             external_id: member.id.clone(),
@@ -84,12 +103,7 @@ fn member(member: &Member, customer_id: Option<&str>, met: &mut Met) -> Option<S
             role: role(&member.role),
         }),
         MemberKind::Group => Some(StagedMember::Group { external_id: member.id.clone() }),
-        MemberKind::Customer if customer_id == Some(member.id.as_str()) => Some(StagedMember::Everyone),
-        MemberKind::Customer => {
-            met.foreign_everyone += 1;
-            None
-        }
-        MemberKind::Other(_) => None,
+        MemberKind::Customer | MemberKind::Other(_) => None,
     }
 }
 
@@ -112,24 +126,11 @@ mod tests {
 
     #[test]
     fn owners_are_members_and_unknown_types_are_not() {
-        let mut met = Met::default();
-        let owner = member(&sent(MemberKind::User, "1"), None, &mut met);
+        let owner = member(&sent(MemberKind::User, "1"));
         assert_eq!(
             owner,
             Some(StagedMember::User { external_id: "1".into(), name: None, role: Role::Owner })
         );
-        assert_eq!(member(&sent(MemberKind::Other("BOT".into()), "1"), None, &mut met), None);
-    }
-
-    #[test]
-    fn everyone_of_another_customer_is_not_everyone_of_ours() {
-        let mut met = Met::default();
-        assert_eq!(
-            member(&sent(MemberKind::Customer, "C1"), Some("C1"), &mut met),
-            Some(StagedMember::Everyone)
-        );
-        assert_eq!(member(&sent(MemberKind::Customer, "C2"), Some("C1"), &mut met), None);
-        assert_eq!(member(&sent(MemberKind::Customer, "C2"), None, &mut met), None);
-        assert_eq!(met.foreign_everyone, 2);
+        assert_eq!(member(&sent(MemberKind::Other("BOT".into()), "1")), None);
     }
 }

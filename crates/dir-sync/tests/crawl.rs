@@ -174,6 +174,9 @@ impl Mirror {
                 assert!(self.ever_listed.contains(&group_id), "members of {group_id} came before the group");
                 self.members.entry(group_id).or_default().extend(members.into_iter().map(|member| member.id));
             }
+            Batch::Listed { group_id } => {
+                self.members.entry(group_id).or_default();
+            }
             Batch::Restart(Listing::Users) => self.users.clear(),
             Batch::Restart(Listing::Groups) => self.groups.clear(),
             Batch::Restart(Listing::Members { group_id }) => {
@@ -245,7 +248,8 @@ async fn calls_under_way_are_bounded() {
             directory.groups.push(group(&format!("more{number}")));
         }
         let directory = Arc::new(directory);
-        let (crawl, _) = crawl_with(&directory, CrawlOptions { concurrency: bound, progress: None }).await;
+        let (crawl, _) =
+            crawl_with(&directory, CrawlOptions { concurrency: bound, ..CrawlOptions::default() }).await;
         assert_eq!(crawl.unwrap().groups, 43);
         assert_eq!(directory.most_under_way.load(Ordering::SeqCst), bound);
     }

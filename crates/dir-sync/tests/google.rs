@@ -87,6 +87,9 @@ async fn crawled(source: Arc<dyn Source>) -> (Result<Crawl, CrawlError>, Held) {
                 let group = held.members.entry(group_id).or_default();
                 group.extend(members.into_iter().map(|member| (member.id.clone(), member)));
             }
+            Batch::Listed { group_id } => {
+                held.members.entry(group_id).or_default();
+            }
             Batch::Restart(_) => {}
         }
     }

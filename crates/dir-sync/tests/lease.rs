@@ -17,10 +17,15 @@ async fn begin(pool: &PgPool, directory: &str) -> Result<Run, Error> {
 
 /// Stages two users and a group that has them.
 async fn stage(run: &Run) {
+    stage_called(run, "", 0).await;
+}
+
+/// The same with this display name, and so many outsiders in the group.
+async fn stage_called(run: &Run, display_name: &str, outsiders: usize) {
     let user = |id: &str, address: &str| StagedUser {
         external_id: id.to_owned(),
         name: Some(UserName::parse(address).unwrap()),
-        display_name: String::new(),
+        display_name: display_name.to_owned(),
         suspended: false,
     };
     let group = StagedGroup {
@@ -33,6 +38,9 @@ async fn stage(run: &Run) {
     run.stage_users(&[user("1", "ada@example.com"), user("2", "bo@example.com")]).await.unwrap();
     run.stage_groups(&[group]).await.unwrap();
     run.stage_members("g", &[member("1"), member("2")]).await.unwrap();
+    let outsiders: Vec<_> = (0..outsiders).map(|n| member(&format!("x{n}"))).collect();
+    run.stage_members("g", &outsiders).await.unwrap();
+    run.finish_members("g", false).await.unwrap();
 }
 
 async fn plan(run: Run) -> Planned {
@@ -211,7 +219,8 @@ async fn staging_lost_in_a_crash_is_not_absence() {
         "truncate authz.sync_stage_users, authz.sync_stage_groups, authz.sync_stage_members",
     ] {
         let run = begin(&pool, MAIN).await.unwrap();
-        stage(&run).await;
+        // Other users than before, or they would not be staged; so many members that they do not wait for the plan.
+        stage_called(&run, "changed", 10_000).await;
         let run_id = run.id();
         execute(&pool, lost).await;
         let (run, error) = run.plan(PlanOptions::default()).await.unwrap_err();

@@ -196,8 +196,9 @@ async fn everyone_of_another_customer_is_told_apart_before_the_users_are_listed(
         let (pool, source) = (pool.clone(), workspace.source().await);
         async move { run(&pool, MAIN, source, Options::default()).await }
     });
-    until("the members are staged", async || {
-        number(&pool, "select count(*) from authz.sync_stage_members where kind = 'user'").await == 2
+    until("the members are listed", async || {
+        let calls = workspace.emulator.calls();
+        calls.iter().filter(|call| call.path.ends_with("/members") && call.status == Some(200)).count() == 2
     })
     .await;
     users.release();

@@ -5,6 +5,7 @@ use sqlx::PgConnection;
 
 use super::Planned;
 use super::lease::{Closing, close};
+use super::remember::remember;
 use super::report::Plan;
 use super::stage::storable;
 use crate::audit::{self, Actor, Outcome, Record};
@@ -40,6 +41,7 @@ impl Planned {
             apply_groups(&mut self.tx, self.run.run_id, self.run.directory_id).await?;
             apply_memberships(&mut self.tx, self.run.run_id, self.run.directory_id).await?;
         }
+        remember(&mut self.tx, self.run.run_id, self.run.directory_id).await?;
         let status = match (message, changes) {
             (Some(_), _) => "partial",
             (None, true) => "applied",

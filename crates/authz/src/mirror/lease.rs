@@ -10,6 +10,7 @@ use sqlx::{PgConnection, PgPool};
 use tokio::task::JoinHandle;
 
 use super::stage::storable;
+use super::stage_members::Staging;
 use crate::audit::{self, Actor, Outcome, Record};
 use crate::error::Error;
 use crate::name::DirectoryName;
@@ -30,6 +31,7 @@ pub struct Run {
     pub(super) directory_id: i32,
     pub(super) customer_id: Option<String>,
     pub(super) staged: Arc<Staged>,
+    pub(super) staging: tokio::sync::Mutex<Staging>,
     pub(super) heartbeat: JoinHandle<()>,
 }
 
@@ -39,6 +41,10 @@ pub(super) struct Staged {
     pub(super) users: AtomicU64,
     pub(super) groups: AtomicU64,
     pub(super) members: AtomicU64,
+    pub(super) unseen_users: AtomicU64,
+    /// Listed just as the mirror has them, and therefore not staged.
+    pub(super) same_users: AtomicU64,
+    pub(super) same_members: AtomicU64,
 }
 
 impl Run {
@@ -65,6 +71,7 @@ impl Run {
             directory_id,
             customer_id,
             staged: Arc::default(),
+            staging: tokio::sync::Mutex::default(),
             heartbeat,
         })
     }
@@ -271,6 +278,9 @@ async fn clear(connection: &mut PgConnection, runs: &[i64]) -> Result<(), Error>
         .execute(&mut *connection)
         .await?;
     sqlx::query!("delete from authz.sync_stage_members where run_id = any ($1)", runs)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query!("delete from authz.sync_stage_unseen_users where run_id = any ($1)", runs)
         .execute(&mut *connection)
         .await?;
     sqlx::query!("delete from authz.sync_plan_users where run_id = any ($1)", runs)

@@ -63,8 +63,9 @@ impl Run {
                 found: found.clone(),
             });
         }
+        self.finish_staging().await?;
         // The staging tables are emptied and filled by each run: what the planner knew of them is of no use.
-        sqlx::query!("analyze authz.sync_stage_users, authz.sync_stage_groups, authz.sync_stage_members")
+        sqlx::query!("analyze authz.sync_stage_users, authz.sync_stage_groups, authz.sync_stage_members, authz.sync_stage_unseen_users")
             .execute(&self.pool)
             .await?;
         let mut tx = self.pool.begin().await?;
@@ -74,6 +75,7 @@ impl Run {
         // directory's sync included (held by the test `a_plan_is_made_of_what_it_will_change`).
         sqlx::query!("select revision from authz.revision for update").fetch_one(&mut *tx).await?;
         let listed = self.count_staged(&mut tx).await?;
+        self.stage_remembered(&mut tx).await?;
         self.plan_listed_users(&mut tx, options).await?;
         if options.include_external {
             self.plan_external_users(&mut tx).await?;
@@ -103,7 +105,7 @@ impl Run {
         .ok_or(Error::LeaseLost { run_id: self.run_id })
     }
 
-    /// Counts the staged rows.
+    /// Counts what was listed: the staged rows, and what was not staged because the mirror has it.
     // INVARIANT: staging that lost rows (unlogged tables are emptied by a crash of the server) is never
     // compared with the mirror (held by the test `staging_lost_in_a_crash_is_not_absence`).
     async fn count_staged(&self, tx: &mut PgConnection) -> Result<Totals, Error> {
@@ -111,23 +113,25 @@ impl Run {
             r#"
             select (select count(*) from authz.sync_stage_users where run_id = $1) as "users!",
                    (select count(*) from authz.sync_stage_groups where run_id = $1) as "groups!",
-                   (select count(*) from authz.sync_stage_members where run_id = $1) as "memberships!"
+                   (select count(*) from authz.sync_stage_members where run_id = $1) as "memberships!",
+                   (select count(*) from authz.sync_stage_unseen_users where run_id = $1) as "unseen_users!"
             "#,
             self.run_id,
         )
         .fetch_one(tx)
         .await?;
-        let found = Totals {
-            users: count(row.users),
-            groups: count(row.groups),
-            memberships: count(row.memberships),
-        };
-        let staged = Totals {
-            users: self.staged.users.load(Ordering::Relaxed),
-            groups: self.staged.groups.load(Ordering::Relaxed),
-            memberships: self.staged.members.load(Ordering::Relaxed),
-        };
-        if found == staged { Ok(found) } else { Err(Error::StagingLost { run_id: self.run_id }) }
+        let found = [row.users, row.groups, row.memberships, row.unseen_users].map(count);
+        let staged = &self.staged;
+        let sent = [&staged.users, &staged.groups, &staged.members, &staged.unseen_users];
+        if found != sent.map(|rows| rows.load(Ordering::Relaxed)) {
+            return Err(Error::StagingLost { run_id: self.run_id });
+        }
+        let [users, groups, memberships, _] = found;
+        Ok(Totals {
+            users: users + staged.same_users.load(Ordering::Relaxed),
+            groups,
+            memberships: memberships + staged.same_members.load(Ordering::Relaxed),
+        })
     }
 
     /// A change of nothing but a name that had to stay is none.

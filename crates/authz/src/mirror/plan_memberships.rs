@@ -6,7 +6,9 @@ use crate::error::Error;
 
 /// Fills `sync_plan_members`. To be called when users and groups are planned, since a membership needs both.
 ///
-/// A group whose members could not be listed keeps what it has, but for members that the plan removes.
+/// A group whose members could not be listed, or are the same as last time, keeps what it has, but for members that the
+/// plan removes.
+#[expect(clippy::too_many_lines, reason = "one statement")]
 pub(super) async fn compare(
     tx: &mut PgConnection,
     run_id: i64,
@@ -25,10 +27,13 @@ pub(super) async fn compare(
                               where g.directory_id = $2 and g.external_id = s.external_id and g.status = 'active'))
         ),
         mirror_group as (
-            -- Groups that are there, those included that the plan adopts.
-            select g.group_id, coalesce(p.external_id, g.external_id, 'group ' || g.group_id) as external_id
+            -- Groups that are there, those included that the plan adopts. All memberships are compared of those that are
+            -- listed or go; of the others only what is staged, or goes with a user or group that goes.
+            select g.group_id, coalesce(p.external_id, g.external_id, 'group ' || g.group_id) as external_id,
+                   s.external_id is null or (s.members_complete and s.members_listed) as whole
             from authz.groups g
             left join authz.sync_plan_groups p on p.run_id = $1 and p.group_id = g.group_id
+            left join authz.sync_stage_groups s on s.run_id = $1 and s.external_id = coalesce(p.external_id, g.external_id)
             where g.status = 'active' and (g.directory_id = $2 or p.op = 'change')
         ),
         going_user as (
@@ -36,6 +41,25 @@ pub(super) async fn compare(
         ),
         going_group as (
             select p.group_id from authz.sync_plan_groups p where p.run_id = $1 and p.op = 'remove'
+        ),
+        mirror_user_member as (
+            select g.external_id, g.whole, gu.group_id, gu.user_id, gu.role
+            from mirror_group g
+            join authz.group_users gu on gu.group_id = g.group_id
+            where g.whole
+            union all
+            select g.external_id, g.whole, gu.group_id, gu.user_id, gu.role
+            from (
+                select user_id from going_user
+                union
+                select u.user_id
+                from authz.sync_stage_groups s
+                join authz.sync_stage_members m on m.run_id = $1 and m.group_external_id = s.external_id and m.kind = 'user'
+                join authz.users u on u.external_id = m.member_external_id
+                where s.run_id = $1 and not s.members_listed
+            ) looked_at
+            join authz.group_users gu on gu.user_id = looked_at.user_id
+            join mirror_group g on g.group_id = gu.group_id and not g.whole
         ),
         staged_user as (
             -- Users that will be there and may be members: the directory's own, and external ones if let in.
@@ -66,23 +90,22 @@ pub(super) async fn compare(
         present as (
             select g.external_id as group_external_id, 'user' as kind,
                    coalesce(p.external_id, u.external_id, 'user ' || u.user_id) as member_external_id,
-                   gu.role, g.group_id, u.user_id as member_id,
-                   exists (select from going_user x where x.user_id = u.user_id) as going
-            from mirror_group g
-            join authz.group_users gu on gu.group_id = g.group_id
-            join authz.users u on u.user_id = gu.user_id
+                   g.role, g.group_id, u.user_id as member_id,
+                   g.whole or exists (select from going_user x where x.user_id = u.user_id) as going
+            from mirror_user_member g
+            join authz.users u on u.user_id = g.user_id
             left join authz.sync_plan_users p on p.run_id = $1 and p.user_id = u.user_id
             union all
             select g.external_id, 'group', coalesce(m.external_id, 'group ' || gg.child_group_id), 'member',
                    g.group_id, gg.child_group_id,
-                   exists (select from going_group x where x.group_id = gg.child_group_id)
+                   g.whole or exists (select from going_group x where x.group_id = gg.child_group_id)
             from mirror_group g
             join authz.group_groups gg on gg.parent_group_id = g.group_id
             left join mirror_group m on m.group_id = gg.child_group_id
             union all
             select g.external_id, 'everyone',
                    case when gd.directory_id = $2 then 'everyone' else 'directory ' || gd.directory_id end, 'member',
-                   g.group_id, gd.directory_id, false
+                   g.group_id, gd.directory_id, g.whole
             from mirror_group g
             join authz.group_directories gd on gd.group_id = g.group_id
         )
@@ -95,9 +118,8 @@ pub(super) async fn compare(
         from wanted w
         full join present p
             on (p.group_external_id, p.kind, p.member_external_id) = (w.group_external_id, w.kind, w.member_external_id)
-        left join staged_group s on s.external_id = p.group_external_id
         where p.group_id is null
-           or (w.role is null and (p.going or coalesce(s.members_complete, true)))
+           or (w.role is null and p.going)
            or (w.kind = 'user' and w.role <> p.role)
         "#,
         run_id,

@@ -28,13 +28,19 @@ impl Run {
                 (select count(*) filter (where op = 'change') from authz.sync_plan_members where run_id = $1) as "memberships_changed!",
                 (select count(*) from authz.users where directory_id = $2 and status <> 'deleted') as "users!",
                 (select count(*) from authz.groups where directory_id = $2 and status <> 'deleted') as "groups!",
-                (select count(*) from authz.groups g join authz.group_users m on m.group_id = g.group_id where g.directory_id = $2)
-                    + (select count(*) from authz.groups g join authz.group_groups m on m.parent_group_id = g.group_id where g.directory_id = $2)
-                    + (select count(*) from authz.groups g join authz.group_directories m on m.group_id = g.group_id where g.directory_id = $2)
-                    as "memberships!",
+                (select coalesce(sum(coalesce(d.members, (select count(*) from authz.group_users m where m.group_id = g.group_id)
+                                                       + (select count(*) from authz.group_groups m where m.parent_group_id = g.group_id)
+                                                       + (select count(*) from authz.group_directories m where m.group_id = g.group_id))), 0)
+                 from authz.groups g
+                 left join authz.group_digests d on d.group_id = g.group_id
+                 where g.directory_id = $2)::bigint as "memberships!",
                 (select count(distinct m.member_external_id) from authz.sync_stage_members m
                  where m.run_id = $1 and m.kind = 'user'
-                   and not exists (select from authz.sync_stage_users s where s.run_id = $1 and s.external_id = m.member_external_id))
+                   and not exists (select from authz.sync_stage_users s where s.run_id = $1 and s.external_id = m.member_external_id)
+                   and not exists (select from authz.users u
+                                   where u.external_id = m.member_external_id and u.directory_id = $2 and u.status <> 'deleted'
+                                     and not exists (select from authz.sync_stage_unseen_users x
+                                                     where x.run_id = $1 and x.user_id = u.user_id)))
                     as "external_users!",
                 (select count(distinct m.member_external_id) from authz.sync_stage_members m
                  where m.run_id = $1 and m.kind = 'group'

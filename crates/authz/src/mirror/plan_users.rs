@@ -92,6 +92,10 @@ impl Run {
                 where m.run_id = $1 and m.kind = 'user'
                   and not exists (select from authz.sync_stage_users s
                                   where s.run_id = $1 and s.external_id = m.member_external_id)
+                  and not exists (select from authz.users u -- listed just as it is
+                                  where u.external_id = m.member_external_id and u.directory_id = $2 and u.status <> 'deleted'
+                                    and not exists (select from authz.sync_stage_unseen_users x
+                                                    where x.run_id = $1 and x.user_id = u.user_id))
                 group by m.member_external_id
             ),
             nameless as (
@@ -135,8 +139,9 @@ impl Run {
                 old_status, old_directory_id)
             select $1, coalesce(u.external_id, 'user ' || u.user_id), u.user_id, 'remove', u.user_name, u.display_name,
                    u.status, u.directory_id
-            from authz.users u
-            where u.directory_id = $2 and u.status <> 'deleted'
+            from authz.sync_stage_unseen_users x
+            join authz.users u on u.user_id = x.user_id
+            where x.run_id = $1 and u.directory_id = $2 and u.status <> 'deleted'
               and not exists (select from authz.sync_stage_users s where s.run_id = $1 and s.external_id = u.external_id)
               and not exists (select from authz.sync_plan_users p where p.run_id = $1 and p.user_id = u.user_id)
             "#,
@@ -164,7 +169,8 @@ impl Run {
                   join authz.groups g on g.group_id = gu.group_id
                   left join authz.sync_stage_groups s on s.run_id = $1 and s.external_id = g.external_id
                   where gu.user_id = u.user_id
-                    and (g.directory_id not in (0, $2) or (g.directory_id = $2 and not s.members_complete)))
+                    and (g.directory_id not in (0, $2)
+                         or (g.directory_id = $2 and not (s.members_complete and s.members_listed))))
             "#,
             self.run_id,
             self.directory_id,

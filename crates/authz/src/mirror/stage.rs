@@ -1,4 +1,4 @@
-//! Staging: what the source lists, page by page, before anything is compared.
+//! Staging: what the source lists, page by page, before anything is compared. Members are in `stage_members`.
 
 use std::sync::atomic::Ordering;
 
@@ -55,15 +55,22 @@ pub enum StagedMember {
 }
 
 impl Run {
-    /// Adds a page of users. A user that was staged before is not staged twice.
+    /// Takes a page of users. Only those that differ from the mirror are staged, each once.
     ///
     /// # Errors
     /// [`Error::Database`] if the database does not answer.
     pub async fn stage_users(&self, users: &[StagedUser]) -> Result<(), Error> {
-        let ids: Vec<_> = users.iter().map(|u| storable(&u.external_id)).collect();
-        let names: Vec<_> = users.iter().map(|u| u.name.as_ref().map(ToString::to_string)).collect();
-        let display_names: Vec<_> = users.iter().map(|u| storable(&u.display_name)).collect();
-        let suspended: Vec<_> = users.iter().map(|u| u.suspended).collect();
+        let mut staging = self.staging.lock().await;
+        let known = self.known_users(&mut staging).await?;
+        let (same, staged): (Vec<_>, Vec<_>) = users.iter().partition(|user| known.sees(user));
+        self.staged.same_users.fetch_add(same.len() as u64, Ordering::Relaxed);
+        if staged.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<_> = staged.iter().map(|u| storable(&u.external_id)).collect();
+        let names: Vec<_> = staged.iter().map(|u| u.name.as_ref().map(ToString::to_string)).collect();
+        let display_names: Vec<_> = staged.iter().map(|u| storable(&u.display_name)).collect();
+        let suspended: Vec<_> = staged.iter().map(|u| u.suspended).collect();
         let done = sqlx::query!(
             r#"
             insert into authz.sync_stage_users (run_id, external_id, user_name, display_name, suspended)
@@ -109,51 +116,6 @@ impl Run {
         Ok(())
     }
 
-    /// Adds a page of a group's direct members. A member that was staged before is not staged twice.
-    ///
-    /// # Errors
-    /// [`Error::Database`] if the database does not answer.
-    pub async fn stage_members(
-        &self,
-        group_external_id: &str,
-        members: &[StagedMember],
-    ) -> Result<(), Error> {
-        let mut kinds = Vec::with_capacity(members.len());
-        let mut ids = Vec::with_capacity(members.len());
-        let mut names = Vec::with_capacity(members.len());
-        let mut roles = Vec::with_capacity(members.len());
-        for member in members {
-            let (kind, id, name, role) = match member {
-                StagedMember::User { external_id, name, role } => {
-                    ("user", external_id.as_str(), name.as_ref().map(ToString::to_string), *role)
-                }
-                StagedMember::Group { external_id } => ("group", external_id.as_str(), None, Role::Member),
-                StagedMember::Everyone => ("everyone", "everyone", None, Role::Member),
-            };
-            kinds.push(kind.to_owned());
-            ids.push(storable(id));
-            names.push(name);
-            roles.push(role.as_str().to_owned());
-        }
-        let done = sqlx::query!(
-            r#"
-            insert into authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role)
-            select $1, $2, v.* from unnest($3::text[], $4::text[], $5::text[], $6::text[]) as v
-            on conflict do nothing
-            "#,
-            self.run_id,
-            group_external_id,
-            &kinds,
-            &ids,
-            &names as &[Option<String>],
-            &roles,
-        )
-        .execute(&self.pool)
-        .await?;
-        self.staged.members.fetch_add(done.rows_affected(), Ordering::Relaxed);
-        Ok(())
-    }
-
     /// Forgets all users staged so far: their listing begins again.
     ///
     /// # Errors
@@ -162,7 +124,10 @@ impl Run {
         sqlx::query!("delete from authz.sync_stage_users where run_id = $1", self.run_id)
             .execute(&self.pool)
             .await?;
+        let mut staging = self.staging.lock().await;
+        self.known_users(&mut staging).await?.forget();
         self.staged.users.store(0, Ordering::Relaxed);
+        self.staged.same_users.store(0, Ordering::Relaxed);
         Ok(())
     }
 
@@ -175,56 +140,6 @@ impl Run {
             .execute(&self.pool)
             .await?;
         self.staged.groups.store(0, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Forgets the members of one group: their listing begins again.
-    ///
-    /// # Errors
-    /// [`Error::Database`] if the database does not answer.
-    pub async fn restart_members(&self, group_external_id: &str) -> Result<(), Error> {
-        let done = sqlx::query!(
-            "delete from authz.sync_stage_members where run_id = $1 and group_external_id = $2",
-            self.run_id,
-            group_external_id,
-        )
-        .execute(&self.pool)
-        .await?;
-        self.staged.members.fetch_sub(done.rows_affected(), Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Takes groups back out: they vanished while the source was read.
-    ///
-    /// # Errors
-    /// [`Error::Database`] if the database does not answer.
-    pub async fn forget_groups(&self, external_ids: &[String]) -> Result<(), Error> {
-        for id in external_ids {
-            self.restart_members(id).await?;
-        }
-        let done = sqlx::query!(
-            "delete from authz.sync_stage_groups where run_id = $1 and external_id = any ($2)",
-            self.run_id,
-            external_ids,
-        )
-        .execute(&self.pool)
-        .await?;
-        self.staged.groups.fetch_sub(done.rows_affected(), Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Marks groups whose members could not be listed: they keep the memberships that the mirror has.
-    ///
-    /// # Errors
-    /// [`Error::Database`] if the database does not answer.
-    pub async fn mark_incomplete(&self, external_ids: &[String]) -> Result<(), Error> {
-        sqlx::query!(
-            "update authz.sync_stage_groups set members_complete = false where run_id = $1 and external_id = any ($2)",
-            self.run_id,
-            external_ids,
-        )
-        .execute(&self.pool)
-        .await?;
         Ok(())
     }
 }

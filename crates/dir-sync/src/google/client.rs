@@ -11,15 +11,17 @@ use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::Bytes;
 use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, USER_AGENT};
 use hyper::{Request, StatusCode, Uri};
-use serde_json::Value;
+use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 use url::Url;
 
 use super::HttpsConnector;
 use super::auth::SignIn;
+use super::breaker::{Admitted, Breaker};
 use super::failure::{Asked, Failure, classify};
 use super::limiter::Limiter;
 use super::retry::{Attempts, RetryPolicy};
+use super::throttle::Throttle;
 use crate::source::SourceError;
 
 // Google compresses only for clients that have the word in both places.
@@ -45,6 +47,8 @@ pub(super) struct ApiClient {
     sign_in: SignIn,
     base: Url,
     limiter: Limiter,
+    throttle: Throttle,
+    breaker: Breaker,
     retry: RetryPolicy,
     request_timeout: Duration,
     calls: AtomicU64,
@@ -56,10 +60,21 @@ impl ApiClient {
         sign_in: SignIn,
         base: Url,
         limiter: Limiter,
+        throttle: Throttle,
         retry: RetryPolicy,
         request_timeout: Duration,
     ) -> Self {
-        Self { http, sign_in, base, limiter, retry, request_timeout, calls: AtomicU64::new(0) }
+        Self {
+            http,
+            sign_in,
+            base,
+            limiter,
+            throttle,
+            breaker: Breaker::default(),
+            retry,
+            request_timeout,
+            calls: AtomicU64::new(0),
+        }
     }
 
     /// Calls sent so far.
@@ -67,20 +82,36 @@ impl ApiClient {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Gets a JSON answer.
-    pub(super) async fn get(&self, call: &Call<'_>) -> Result<Value, SourceError> {
+    /// Gets an answer.
+    pub(super) async fn get<T: DeserializeOwned>(&self, call: &Call<'_>) -> Result<T, SourceError> {
         let uri = self.uri(call)?;
         let asked =
             Asked { one_group: call.group.is_some(), page_token: call.params.get("pageToken").is_some() };
         let mut attempts = Attempts::new(&self.retry);
         let mut token = self.sign_in.token().await?;
         let mut refreshed = false;
+        let mut probing = false;
+        let mut _probe = None;
         loop {
-            self.limiter.start().await;
-            self.calls.fetch_add(1, Ordering::Relaxed);
-            let answered = timeout(self.request_timeout, self.send(&uri, &token, asked)).await;
+            if !probing {
+                match self.breaker.admit().await {
+                    Admitted::Sound => {}
+                    Admitted::Probing(probe) => (probing, _probe) = (true, Some(probe)),
+                    Admitted::Dead => return Err(stopped_answering(call, attempts.made())),
+                }
+            }
+            let answered = {
+                let _place = self.throttle.enter().await;
+                self.limiter.start().await;
+                self.calls.fetch_add(1, Ordering::Relaxed);
+                timeout(self.request_timeout, self.send(&uri, &token, asked)).await
+            };
             let failure = match answered {
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok(answer)) => {
+                    self.breaker.answered();
+                    self.throttle.answered();
+                    return Ok(answer);
+                }
                 Ok(Err(failure)) => failure,
                 Err(_) => Failure::transient(format!("no complete answer within {:?}", self.request_timeout)),
             };
@@ -92,9 +123,20 @@ impl ApiClient {
                     token = self.sign_in.token_after(&token).await?;
                     continue;
                 }
-                other => return Err(final_error(other, call)),
+                other => {
+                    self.breaker.answered();
+                    return Err(final_error(other, call));
+                }
             };
+            if rate_limited {
+                self.throttle.rate_limited();
+            } else {
+                self.breaker.failed();
+            }
             let Some(pause) = attempts.failed(rate_limited, retry_after) else {
+                if !rate_limited {
+                    self.breaker.used_up();
+                }
                 return Err(SourceError::Unavailable {
                     what: call.what.clone(),
                     attempts: attempts.made(),
@@ -126,7 +168,7 @@ impl ApiClient {
             .map_err(|error: hyper::http::uri::InvalidUri| wrong(error.to_string()))
     }
 
-    async fn send(&self, uri: &Uri, token: &str, asked: Asked) -> Result<Value, Failure> {
+    async fn send<T: DeserializeOwned>(&self, uri: &Uri, token: &str, asked: Asked) -> Result<T, Failure> {
         let request = Request::get(uri)
             .header(AUTHORIZATION, format!("Bearer {token}"))
             .header(ACCEPT, "application/json")
@@ -150,10 +192,9 @@ impl ApiClient {
             if error.is_eof() {
                 Failure::transient(error)
             } else {
+                let problem = if error.is_data() { "is of another shape" } else { "is not JSON" };
                 Failure::Malformed {
-                    problem: format!(
-                        "it is not JSON ({error}); check the address of the API (`--google-url`)"
-                    ),
+                    problem: format!("it {problem} ({error}); check the address of the API (`--google-url`)"),
                 }
             }
         })
@@ -168,6 +209,11 @@ fn gunzip(zipped: &[u8]) -> std::io::Result<Bytes> {
         return Err(std::io::Error::other("the unpacked answer is too large"));
     }
     Ok(plain.into())
+}
+
+fn stopped_answering(call: &Call<'_>, attempts: u32) -> SourceError {
+    let cause = "the directory has stopped answering, so it was not asked again".into();
+    SourceError::Unavailable { what: call.what.clone(), attempts, cause }
 }
 
 fn final_error(failure: Failure, call: &Call<'_>) -> SourceError {

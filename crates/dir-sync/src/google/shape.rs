@@ -1,6 +1,11 @@
 //! The Directory API's objects as they stand in JSON, and what becomes of them here.
 
+use std::borrow::Cow;
+use std::fmt;
+use std::marker::PhantomData;
+
 use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
 use crate::source::{Group, Member, MemberKind, Page, PageToken, User};
@@ -144,43 +149,75 @@ impl Shape for MemberShape {
     }
 }
 
-/// Reads one page of a listing. An empty collection omits its key, so it is the `kind` that tells an empty page from
-/// an answer of something else.
-///
-/// # Errors
-/// What does not fit, as text without the answer's content.
-pub(crate) fn page<S: Shape>(answer: Value) -> Result<Page<S::Item>, String> {
-    let Value::Object(mut answer) = answer else {
-        return Err("it is no JSON object".to_owned());
-    };
-    match (answer.get("kind").and_then(Value::as_str), answer.contains_key(S::KEY)) {
-        (Some(kind), _) if kind == S::KIND => {}
-        (Some(kind), _) => return Err(format!("it is of kind `{kind}`, expected `{}`", S::KIND)),
-        (None, true) => {}
-        (None, false) => return Err(format!("it has neither `kind` nor `{}`", S::KEY)),
-    }
-    let shapes = match answer.remove(S::KEY) {
-        None => Vec::new(),
-        Some(value) => {
-            serde_json::from_value::<Vec<S>>(value).map_err(|error| format!("in `{}`: {error}", S::KEY))?
+/// One page of a listing as sent. An empty collection omits its key, so it is the `kind` that tells an empty page from an
+/// answer of something else.
+#[derive(Debug)]
+pub(crate) struct Answer<S> {
+    kind: Option<String>,
+    listed: Option<Vec<S>>,
+    next: Option<String>,
+}
+
+impl<'de, S: Shape> Deserialize<'de> for Answer<S> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OfAnswer<S>(PhantomData<S>);
+
+        impl<'de, S: Shape> Visitor<'de> for OfAnswer<S> {
+            type Value = Answer<S>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a page of a listing")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Answer<S>, A::Error> {
+                let mut answer = Answer { kind: None, listed: None, next: None };
+                while let Some(key) = map.next_key::<Cow<'_, str>>()? {
+                    match key.as_ref() {
+                        "kind" => answer.kind = map.next_value()?,
+                        "nextPageToken" => answer.next = map.next_value()?,
+                        key if key == S::KEY => answer.listed = Some(map.next_value()?),
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(answer)
+            }
         }
-    };
-    let mut items = Vec::with_capacity(shapes.len());
-    for shape in shapes {
-        items.extend(shape.into_item().map_err(|lacking| lacking.to_string())?);
+
+        deserializer.deserialize_map(OfAnswer(PhantomData))
     }
-    let next = match answer.remove("nextPageToken") {
-        None | Some(Value::Null) => None,
-        Some(Value::String(token)) => (!token.is_empty()).then_some(PageToken(token)),
-        Some(_) => return Err("its `nextPageToken` is no string".to_owned()),
-    };
-    Ok(Page { items, next })
+}
+
+impl<S: Shape> Answer<S> {
+    /// What is on the page.
+    ///
+    /// # Errors
+    /// What does not fit, as text without the answer's content.
+    pub(crate) fn into_page(self) -> Result<Page<S::Item>, String> {
+        match (self.kind.as_deref(), &self.listed) {
+            (Some(kind), _) if kind == S::KIND => {}
+            (Some(kind), _) => return Err(format!("it is of kind `{kind}`, expected `{}`", S::KIND)),
+            (None, Some(_)) => {}
+            (None, None) => return Err(format!("it has neither `kind` nor `{}`", S::KEY)),
+        }
+        let shapes = self.listed.unwrap_or_default();
+        let mut items = Vec::with_capacity(shapes.len());
+        for shape in shapes {
+            items.extend(shape.into_item().map_err(|lacking| lacking.to_string())?);
+        }
+        Ok(Page { items, next: self.next.filter(|token| !token.is_empty()).map(PageToken) })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    fn page<S: Shape>(answer: Value) -> Result<Page<S::Item>, String> {
+        serde_json::from_value::<Answer<S>>(answer).map_err(|error| error.to_string())?.into_page()
+    }
 
     #[test]
     fn empty_page_has_its_kind_and_no_collection() {

@@ -1,0 +1,150 @@
+//! What the mirror holds when a run begins, small enough to keep in memory: a listed row that it knows need not be staged.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
+use futures_util::TryStreamExt;
+use sqlx::PgPool;
+
+use super::stage::StagedUser;
+use crate::error::Error;
+use crate::snapshot::copy::Rows;
+
+/// The users of a directory by all that a listing says of them, and which of them were listed so far.
+#[derive(Default)]
+pub(super) struct KnownUsers {
+    hasher: Hasher,
+    /// Sorted by fingerprint.
+    users: Vec<(u128, i64)>,
+    seen: Vec<bool>,
+}
+
+/// Keyed anew in each process, so nobody can prepare two users of one fingerprint.
+#[derive(Default)]
+struct Hasher(RandomState, RandomState);
+
+impl Hasher {
+    fn fingerprint(&self, id: &str, name: &str, display_name: &str, status: &str) -> u128 {
+        let user = (id, name, display_name, status);
+        (u128::from(self.0.hash_one(user)) << 64) | u128::from(self.1.hash_one(user))
+    }
+}
+
+impl KnownUsers {
+    /// Reads them.
+    pub(super) async fn load(pool: &PgPool, directory_id: i32) -> Result<Self, Error> {
+        let mut known = Self::default();
+        let mut tx = pool.begin().await?;
+        // `copy` takes no parameters.
+        sqlx::query!(
+            r#"select set_config('authz.sync_directory', $1, true) as "set!""#,
+            directory_id.to_string()
+        )
+        .fetch_one(&mut *tx)
+        .await?;
+        let mut rows = Rows::default();
+        {
+            let mut pieces = tx
+                .copy_out_raw(
+                    "copy (select user_id, external_id, user_name, display_name, status from authz.users
+                           where directory_id = current_setting('authz.sync_directory')::integer and status <> 'deleted')
+                     to stdout (format binary)",
+                )
+                .await?;
+            while let Some(piece) = pieces.try_next().await? {
+                rows.feed(&piece, |[user_id, id, name, display_name, status]| {
+                    // A row without an id of the directory's is never listed.
+                    let id = id.text_or_null()?.unwrap_or_default();
+                    let print =
+                        known.hasher.fingerprint(id, name.text()?, display_name.text()?, status.text()?);
+                    known.users.push((print, user_id.int8()?));
+                    Ok(())
+                })?;
+            }
+        }
+        rows.end()?;
+        tx.commit().await?;
+        known.users.sort_unstable();
+        known.seen = vec![false; known.users.len()];
+        Ok(known)
+    }
+
+    /// Whether the mirror has the user just as listed; notes that it was seen.
+    pub(super) fn sees(&mut self, user: &StagedUser) -> bool {
+        let Some(name) = &user.name else { return false };
+        let status = if user.suspended { "suspended" } else { "active" };
+        let print = self.hasher.fingerprint(&user.external_id, name.as_str(), &user.display_name, status);
+        let Ok(place) = self.users.binary_search_by_key(&print, |(known, _)| *known) else { return false };
+        self.seen.get_mut(place).is_some_and(|seen| !std::mem::replace(seen, true))
+    }
+
+    /// The listing begins again.
+    pub(super) fn forget(&mut self) {
+        self.seen.fill(false);
+    }
+
+    /// Users of the mirror that were not listed as it has them.
+    pub(super) fn unseen(&self) -> Vec<i64> {
+        let unseen = self.users.iter().zip(&self.seen).filter(|(_, seen)| !**seen);
+        unseen.map(|((_, user_id), _)| *user_id).collect()
+    }
+}
+
+/// The digests of the groups of a directory, by the directory's id of the group.
+pub(super) type KnownDigests = HashMap<String, [u8; 32]>;
+
+/// Reads the digests.
+pub(super) async fn load_digests(pool: &PgPool, directory_id: i32) -> Result<KnownDigests, Error> {
+    let mut known = HashMap::new();
+    let mut rows = sqlx::query!(
+        r#"
+        select g.external_id as "external_id!", d.digest
+        from authz.group_digests d
+        join authz.groups g on g.group_id = d.group_id
+        where g.directory_id = $1 and g.external_id is not null and g.status <> 'deleted'
+        "#,
+        directory_id,
+    )
+    .fetch(pool);
+    while let Some(row) = rows.try_next().await? {
+        if let Ok(digest) = row.digest.try_into() {
+            known.insert(row.external_id, digest);
+        }
+    }
+    Ok(known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::UserName;
+
+    fn user(id: &str, display_name: &str, suspended: bool) -> StagedUser {
+        let name = UserName::parse(&format!("{id}@example.com")).ok();
+        StagedUser { external_id: id.to_owned(), name, display_name: display_name.to_owned(), suspended }
+    }
+
+    fn known(users: &[(i64, &str, &str)]) -> KnownUsers {
+        let mut known = KnownUsers::default();
+        for (user_id, id, status) in users {
+            let print = known.hasher.fingerprint(id, &format!("{id}@example.com"), "", status);
+            known.users.push((print, *user_id));
+        }
+        known.users.sort_unstable();
+        known.seen = vec![false; known.users.len()];
+        known
+    }
+
+    #[test]
+    fn only_a_user_that_is_the_same_in_all_is_seen() {
+        let mut known = known(&[(1, "a", "active"), (2, "b", "suspended"), (3, "c", "active")]);
+        assert!(known.sees(&user("a", "", false)) && known.sees(&user("b", "", true)));
+        assert!(!known.sees(&user("c", "other", false)) && !known.sees(&user("c", "", true)));
+        assert!(!known.sees(&StagedUser { name: None, ..user("c", "", false) }));
+        assert_eq!(known.unseen(), [3]);
+        known.forget();
+        let mut unseen = known.unseen();
+        unseen.sort_unstable();
+        assert_eq!(unseen, [1, 2, 3]);
+    }
+}

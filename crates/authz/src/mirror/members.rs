@@ -1,0 +1,175 @@
+//! The members of a group while its listing is under way: packed, since many listings are under way at once, and their
+//! digest, which does not depend on the order in which they came.
+
+use std::cmp::Ordering;
+
+use sha2::{Digest, Sha256};
+
+use super::stage::StagedMember;
+use crate::group::Role;
+use crate::name::UserName;
+
+/// The members of one group, or of several when they are ready for the database.
+#[derive(Debug, Default)]
+pub(super) struct Members {
+    text: String,
+    rows: Vec<Row>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    User,
+    Group,
+    Everyone,
+}
+
+/// The id is followed by the name, if there is one.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    start: u32,
+    id: u32,
+    name: Option<u16>,
+    kind: Kind,
+    role: Role,
+}
+
+/// One member as it is staged.
+pub(super) struct Staged<'a> {
+    pub(super) kind: &'static str,
+    pub(super) id: &'a str,
+    pub(super) name: Option<&'a str>,
+    pub(super) role: &'static str,
+}
+
+impl Members {
+    /// Adds a member.
+    pub(super) fn push(&mut self, member: &StagedMember) {
+        let (kind, id, name, role) = match member {
+            StagedMember::User { external_id, name, role } => {
+                (Kind::User, external_id.as_str(), name.as_ref().map(UserName::as_str), *role)
+            }
+            StagedMember::Group { external_id } => (Kind::Group, external_id.as_str(), None, Role::Member),
+            StagedMember::Everyone => (Kind::Everyone, "everyone", None, Role::Member),
+        };
+        // A text of four gigabytes never comes together: long listings are staged as they come.
+        let Ok(start) = u32::try_from(self.text.len()) else { return };
+        // Postgres takes every character in a text but NUL.
+        self.text.extend(id.chars().filter(|c| *c != '\0'));
+        let id = u32::try_from(self.text.len()).unwrap_or(u32::MAX) - start;
+        // A name has at most 320 bytes.
+        let name = name.and_then(|name| {
+            self.text.push_str(name);
+            u16::try_from(name.len()).ok()
+        });
+        self.rows.push(Row { start, id, name, kind, role });
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn staged(&self, row: &Row) -> Staged<'_> {
+        let start = row.start as usize;
+        let end = start + row.id as usize;
+        let name = row.name.map(|length| self.text.get(end..end + usize::from(length)).unwrap_or_default());
+        Staged {
+            kind: match row.kind {
+                Kind::User => "user",
+                Kind::Group => "group",
+                Kind::Everyone => "everyone",
+            },
+            id: self.text.get(start..end).unwrap_or_default(),
+            name,
+            role: row.role.as_str(),
+        }
+    }
+
+    /// Sorts them, and drops what stands there twice.
+    pub(super) fn settle(&mut self) {
+        let mut rows = std::mem::take(&mut self.rows);
+        let key = |row: &Row| {
+            let start = row.start as usize;
+            (row.kind as u8, self.text.get(start..start + row.id as usize))
+        };
+        // Stable: of two the first stays.
+        rows.sort_by(|a, b| key(a).cmp(&key(b)));
+        rows.dedup_by(|a, b| key(a).cmp(&key(b)) == Ordering::Equal);
+        self.rows = rows;
+    }
+
+    /// The digest of settled members, as a directory listed them under these settings.
+    ///
+    /// `None` if what they stand for depends on more than themselves: on whose everyone it is.
+    pub(super) fn digest(&self, include_external: bool) -> Option<[u8; 32]> {
+        let mut hash = Sha256::new();
+        hash.update([1, u8::from(include_external)]); // the first byte is the version of this form
+        for row in &self.rows {
+            if row.kind == Kind::Everyone {
+                return None;
+            }
+            let Staged { id, name, .. } = self.staged(row);
+            hash.update([row.kind as u8, row.role as u8, u8::from(name.is_some())]);
+            for part in [id, name.unwrap_or_default()] {
+                hash.update((part.len() as u64).to_be_bytes());
+                hash.update(part.as_bytes());
+            }
+        }
+        Some(hash.finalize().into())
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Staged<'_>> {
+        self.rows.iter().map(|row| self.staged(row))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn user(id: &str, name: Option<&str>, role: Role) -> StagedMember {
+        let name = name.map(|name| UserName::parse(name).unwrap());
+        StagedMember::User { external_id: id.to_owned(), name, role }
+    }
+
+    fn digest(members: &[StagedMember]) -> Option<[u8; 32]> {
+        let mut packed = Members::default();
+        for member in members {
+            packed.push(member);
+        }
+        packed.settle();
+        packed.digest(false)
+    }
+
+    #[test]
+    fn order_and_duplicates_do_not_change_the_digest_and_everything_else_does() {
+        let a = || user("1", Some("a@example.com"), Role::Member);
+        let b = || user("2", None, Role::Member);
+        let same = digest(&[a(), b()]);
+        assert_eq!(digest(&[b(), a()]), same);
+        assert_eq!(digest(&[b(), a(), b()]), same);
+        let others = [
+            vec![a()],
+            vec![a(), user("2", None, Role::Owner)],
+            vec![a(), user("3", None, Role::Member)],
+            vec![a(), user("2", Some("b@example.com"), Role::Member)],
+            vec![a(), StagedMember::Group { external_id: "2".to_owned() }],
+            vec![user("1a@example.com", None, Role::Member), b()],
+            vec![],
+        ];
+        for other in &others {
+            assert_ne!(digest(other), same, "{other:?}");
+        }
+    }
+
+    #[test]
+    fn external_members_let_in_or_not_is_part_of_the_digest() {
+        let packed = Members::default();
+        assert_ne!(packed.digest(false), packed.digest(true));
+    }
+
+    #[test]
+    fn everyone_has_no_digest() {
+        assert_eq!(digest(&[StagedMember::Everyone]), None);
+    }
+}

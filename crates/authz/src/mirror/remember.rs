@@ -1,0 +1,146 @@
+//! What a run remembers of the groups' members for the next one, and what it makes of that: a group whose listing is the
+//! one of last time is not staged, but for the members whom something else than the listing decides about.
+
+use sqlx::PgConnection;
+
+use super::Run;
+use crate::error::Error;
+
+impl Run {
+    /// Stages of the groups that are as last time the members who have to be looked at again: its outsiders, who may be
+    /// listed by now, and users whom the directory lists no more, who may stay as external ones.
+    pub(super) async fn stage_remembered(&self, tx: &mut PgConnection) -> Result<(), Error> {
+        sqlx::query!(
+            r#"
+            with same as (
+                select s.external_id, g.group_id
+                from authz.sync_stage_groups s
+                join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id
+                where s.run_id = $1 and s.members_complete and not s.members_listed
+            ),
+            outsider as (
+                select same.external_id as group_external_id, o.kind, o.external_id, o.member_name, o.role
+                from authz.group_outsiders o
+                join same on same.group_id = o.group_id
+            ),
+            left_behind as (
+                select same.external_id as group_external_id, 'user' as kind, u.external_id, u.user_name as member_name, gu.role
+                from authz.sync_stage_unseen_users x
+                join authz.users u on u.user_id = x.user_id and u.external_id is not null
+                join authz.group_users gu on gu.user_id = u.user_id
+                join same on same.group_id = gu.group_id
+                where x.run_id = $1
+                  and not exists (select from authz.sync_stage_users s where s.run_id = $1 and s.external_id = u.external_id)
+            )
+            insert into authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role)
+            select distinct on (group_external_id, kind, external_id)
+                   $1::bigint, group_external_id, kind, external_id, member_name, role
+            from (select 1 as turn, * from outsider union all select 2, * from left_behind) m
+            order by group_external_id, kind, external_id, turn
+            "#,
+            self.run_id,
+            self.directory_id,
+        )
+        .execute(tx)
+        .await?;
+        Ok(())
+    }
+}
+
+/// Writes down the digests of the groups that were staged, now that the mirror has what was listed. Comes after the last
+/// change of a membership, since each takes the digest of its group away.
+///
+/// A group that has not become what was listed, for whatever reason, gets no digest: the next run stages it again.
+pub(super) async fn remember(tx: &mut PgConnection, run_id: i64, directory_id: i32) -> Result<(), Error> {
+    sqlx::query!(
+        r#"
+        with listed as (
+            select s.external_id, s.members_digest, g.group_id
+            from authz.sync_stage_groups s
+            join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id and g.status = 'active'
+            where s.run_id = $1 and s.members_complete and s.members_listed and s.members_digest is not null
+        ),
+        staged as (
+            -- How many of the listed members the mirror should have. One of the directory's own users it has for sure; of
+            -- the others it is looked up.
+            select l.group_id,
+                   count(*) filter (where case
+                       when m.kind = 'user' and u.directory_id = $2 then true
+                       when m.kind = 'user' then exists (select from authz.group_users gu
+                                                         where gu.group_id = l.group_id and gu.user_id = u.user_id)
+                       else exists (select from authz.group_groups gg
+                                    where gg.parent_group_id = l.group_id and gg.child_group_id = c.group_id)
+                   end) as members
+            from listed l
+            join authz.sync_stage_members m on m.run_id = $1 and m.group_external_id = l.external_id
+            left join authz.users u on m.kind = 'user' and u.external_id = m.member_external_id and u.status <> 'deleted'
+            left join authz.groups c on m.kind = 'group' and c.directory_id = $2 and c.external_id = m.member_external_id
+                and c.status = 'active'
+            group by l.group_id
+        ),
+        user_members as (
+            select gu.group_id, count(*) as members
+            from authz.group_users gu
+            where gu.group_id in (select group_id from listed)
+            group by gu.group_id
+        ),
+        other_members as (
+            select m.group_id, count(*) as members
+            from (select parent_group_id as group_id from authz.group_groups
+                  union all
+                  select group_id from authz.group_directories) m
+            where m.group_id in (select group_id from listed)
+            group by m.group_id
+        )
+        insert into authz.group_digests (group_id, digest, members)
+        select l.group_id, l.members_digest, coalesce(s.members, 0)
+        from listed l
+        left join staged s on s.group_id = l.group_id
+        left join user_members u on u.group_id = l.group_id
+        left join other_members o on o.group_id = l.group_id
+        where coalesce(s.members, 0) = coalesce(u.members, 0) + coalesce(o.members, 0)
+        on conflict (group_id) do update set digest = excluded.digest, members = excluded.members
+        "#,
+        run_id,
+        directory_id,
+    )
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query!(
+        r#"
+        delete from authz.group_outsiders o
+        using authz.sync_stage_groups s, authz.groups g
+        where s.run_id = $1 and s.members_listed and g.directory_id = $2 and g.external_id = s.external_id
+          and o.group_id = g.group_id
+        "#,
+        run_id,
+        directory_id,
+    )
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query!(
+        r#"
+        insert into authz.group_outsiders (group_id, kind, external_id, member_name, role)
+        select d.group_id, m.kind, m.member_external_id, m.member_name, m.role
+        from authz.sync_stage_members m
+        join authz.groups g on g.directory_id = $2 and g.external_id = m.group_external_id
+        join authz.group_digests d on d.group_id = g.group_id
+        left join authz.users u
+            on m.kind = 'user' and u.external_id = m.member_external_id and u.directory_id = $2 and u.status <> 'deleted'
+        where m.run_id = $1
+          and case m.kind
+              when 'user' then u.user_id is null
+              else not exists (select from authz.group_groups gg
+                               join authz.groups c on c.group_id = gg.child_group_id
+                               where gg.parent_group_id = g.group_id
+                                 and c.directory_id = $2 and c.external_id = m.member_external_id)
+          end
+        on conflict do nothing
+        "#,
+        run_id,
+        directory_id,
+    )
+    .execute(tx)
+    .await?;
+    Ok(())
+}

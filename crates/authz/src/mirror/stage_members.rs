@@ -1,0 +1,270 @@
+//! Staging of members: a group whose listing has the digest of the last one is not staged at all.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+
+use sqlx::postgres::PgPoolCopyExt;
+
+use super::Run;
+use super::known::{KnownDigests, KnownUsers, load_digests};
+use super::members::Members;
+use super::stage::{StagedMember, storable};
+use crate::error::Error;
+
+/// So many members go to the database at once.
+const AT_ONCE: usize = 8192;
+/// Members of unfinished listings that are kept in memory; past it the longest one is staged as it comes.
+const AT_MOST: usize = 200_000;
+
+/// What of a run is in memory.
+#[derive(Default)]
+pub(super) struct Staging {
+    users: Option<KnownUsers>,
+    digests: Option<KnownDigests>,
+    open: HashMap<String, Open>,
+    finished: HashMap<String, Finished>,
+    ready: Vec<(String, Members)>,
+}
+
+/// A listing under way.
+#[derive(Default)]
+struct Open {
+    members: Members,
+    /// Members that were too many to wait for the end.
+    spilled: u64,
+}
+
+/// What a listing that ended means.
+enum Finished {
+    /// The group has so many members, the same as last time.
+    Same(u64),
+    /// They are staged, and have this digest.
+    Staged(Option<[u8; 32]>),
+}
+
+impl std::fmt::Debug for Staging {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Staging").field("finished", &self.finished.len()).finish_non_exhaustive()
+    }
+}
+
+impl Run {
+    /// Takes a page of a group's direct members. They count once the listing is finished.
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer.
+    pub async fn stage_members(
+        &self,
+        group_external_id: &str,
+        members: &[StagedMember],
+    ) -> Result<(), Error> {
+        let mut staging = self.staging.lock().await;
+        let open = &mut staging.open;
+        if !open.contains_key(group_external_id) {
+            open.insert(group_external_id.to_owned(), Open::default());
+        }
+        if let Some(listing) = open.get_mut(group_external_id) {
+            for member in members {
+                listing.members.push(member);
+            }
+        }
+        if open.values().map(|listing| listing.members.len()).sum::<usize>() > AT_MOST
+            && let Some((group, longest)) = open.iter_mut().max_by_key(|(_, listing)| listing.members.len())
+        {
+            let members = std::mem::take(&mut longest.members);
+            longest.spilled += members.len() as u64;
+            let group = group.clone();
+            staging.ready.push((group, members));
+            self.flush(&mut staging).await?;
+        }
+        Ok(())
+    }
+
+    /// The members of the group are listed, all of them: the group will have those and no others.
+    ///
+    /// If they are the ones of the last listing, and nothing else has changed them since, nothing is staged.
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer.
+    pub async fn finish_members(&self, group_external_id: &str, include_external: bool) -> Result<(), Error> {
+        let mut staging = self.staging.lock().await;
+        let Open { mut members, spilled } = staging.open.remove(group_external_id).unwrap_or_default();
+        members.settle();
+        let digest = if spilled == 0 { members.digest(include_external) } else { None };
+        if staging.digests.is_none() {
+            staging.digests = Some(load_digests(&self.pool, self.directory_id).await?);
+        }
+        let known = staging.digests.as_ref().and_then(|digests| digests.get(group_external_id));
+        let finished = if digest.is_some() && digest.as_ref() == known {
+            Finished::Same(members.len() as u64)
+        } else {
+            staging.ready.push((group_external_id.to_owned(), members));
+            Finished::Staged(digest)
+        };
+        staging.finished.insert(group_external_id.to_owned(), finished);
+        if staging.ready.iter().map(|(_, members)| members.len()).sum::<usize>() >= AT_ONCE {
+            self.flush(&mut staging).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the members of one group: their listing begins again.
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer.
+    pub async fn restart_members(&self, group_external_id: &str) -> Result<(), Error> {
+        let mut staging = self.staging.lock().await;
+        let spilled = staging.open.remove(group_external_id).is_some_and(|listing| listing.spilled > 0);
+        let finished = staging.finished.remove(group_external_id);
+        if !spilled && !matches!(finished, Some(Finished::Staged(_))) {
+            return Ok(());
+        }
+        staging.ready.retain(|(group, _)| group != group_external_id);
+        let done = sqlx::query!(
+            "delete from authz.sync_stage_members where run_id = $1 and group_external_id = $2",
+            self.run_id,
+            group_external_id,
+        )
+        .execute(&self.pool)
+        .await?;
+        self.staged.members.fetch_sub(done.rows_affected(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes groups back out: they vanished while the source was read.
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer.
+    pub async fn forget_groups(&self, external_ids: &[String]) -> Result<(), Error> {
+        for id in external_ids {
+            self.restart_members(id).await?;
+        }
+        let done = sqlx::query!(
+            "delete from authz.sync_stage_groups where run_id = $1 and external_id = any ($2)",
+            self.run_id,
+            external_ids,
+        )
+        .execute(&self.pool)
+        .await?;
+        self.staged.groups.fetch_sub(done.rows_affected(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Marks groups whose members could not be listed: they keep the memberships that the mirror has.
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer.
+    pub async fn mark_incomplete(&self, external_ids: &[String]) -> Result<(), Error> {
+        for id in external_ids {
+            self.restart_members(id).await?;
+        }
+        sqlx::query!(
+            "update authz.sync_stage_groups set members_complete = false where run_id = $1 and external_id = any ($2)",
+            self.run_id,
+            external_ids,
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// The users of the mirror, read when they are first asked for.
+    pub(super) async fn known_users<'a>(
+        &self,
+        staging: &'a mut Staging,
+    ) -> Result<&'a mut KnownUsers, Error> {
+        let users = match staging.users.take() {
+            Some(users) => users,
+            None => KnownUsers::load(&self.pool, self.directory_id).await?,
+        };
+        Ok(staging.users.insert(users))
+    }
+
+    /// Writes what is still in memory and the plan needs. Listings that did not end count for nothing.
+    pub(super) async fn finish_staging(&self) -> Result<(), Error> {
+        let mut staging = self.staging.lock().await;
+        let open: Vec<_> = staging.open.keys().cloned().collect();
+        drop(staging);
+        for group in open {
+            self.restart_members(&group).await?;
+        }
+        staging = self.staging.lock().await;
+        self.flush(&mut staging).await?;
+        let unseen = self.known_users(&mut staging).await?.unseen();
+        sqlx::query!(
+            "insert into authz.sync_stage_unseen_users (run_id, user_id) select $1, unnest($2::bigint[])",
+            self.run_id,
+            &unseen,
+        )
+        .execute(&self.pool)
+        .await?;
+        self.staged.unseen_users.store(unseen.len() as u64, Ordering::Relaxed);
+        let (mut groups, mut digests, mut same) = (Vec::new(), Vec::new(), 0);
+        for (group, finished) in std::mem::take(&mut staging.finished) {
+            match finished {
+                Finished::Same(members) => same += members,
+                Finished::Staged(digest) => {
+                    groups.push(storable(&group));
+                    digests.push(digest.map(|digest| digest.to_vec()));
+                }
+            }
+        }
+        self.staged.same_members.store(same, Ordering::Relaxed);
+        sqlx::query!(
+            r#"
+            update authz.sync_stage_groups s
+            set members_listed = true, members_digest = v.digest
+            from unnest($2::text[], $3::bytea[]) as v (external_id, digest)
+            where s.run_id = $1 and s.external_id = v.external_id
+            "#,
+            self.run_id,
+            &groups,
+            &digests as &[Option<Vec<u8>>],
+        )
+        .execute(&self.pool)
+        .await?;
+        Ok(())
+    }
+
+    /// Sends what is ready to the staging table, without a key to look up: a listing names nobody twice.
+    async fn flush(&self, staging: &mut Staging) -> Result<(), Error> {
+        let ready = std::mem::take(&mut staging.ready);
+        if ready.iter().all(|(_, members)| members.len() == 0) {
+            return Ok(());
+        }
+        let mut bytes = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
+        for (group, members) in &ready {
+            let group = storable(group);
+            for member in members.iter() {
+                bytes.extend(6_i16.to_be_bytes());
+                field(&mut bytes, &self.run_id.to_be_bytes());
+                for text in [group.as_str(), member.kind, member.id] {
+                    field(&mut bytes, text.as_bytes());
+                }
+                match member.name {
+                    Some(name) => field(&mut bytes, name.as_bytes()),
+                    None => bytes.extend((-1_i32).to_be_bytes()),
+                }
+                field(&mut bytes, member.role.as_bytes());
+            }
+        }
+        bytes.extend((-1_i16).to_be_bytes());
+        let mut copy = self
+            .pool
+            .copy_in_raw(
+                "copy authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role)
+                 from stdin (format binary)",
+            )
+            .await?;
+        copy.send(bytes).await?;
+        let rows = copy.finish().await?;
+        self.staged.members.fetch_add(rows, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+fn field(bytes: &mut Vec<u8>, value: &[u8]) {
+    // No value is longer than a page of the source.
+    bytes.extend(u32::try_from(value.len()).unwrap_or_default().to_be_bytes());
+    bytes.extend(value);
+}

@@ -1,0 +1,110 @@
+//! The members of a directory file: a person is in ten groups, so each text is kept once.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
+use crate::source::{Member, MemberKind};
+
+/// Every text once, one behind the other.
+#[derive(Debug, Default)]
+pub(super) struct Texts {
+    hasher: RandomState,
+    all: String,
+    places: Vec<(usize, u32)>,
+    /// By the hash of the text; of two texts with one hash the second is kept anew each time.
+    known: HashMap<u64, u32>,
+}
+
+/// A member whose texts are kept elsewhere.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Packed {
+    id: u32,
+    email: Option<u32>,
+    role: u32,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    User,
+    Group,
+    Customer,
+    Other(u32),
+}
+
+impl Texts {
+    fn keep(&mut self, text: &str) -> u32 {
+        let hash = self.hasher.hash_one(text);
+        if let Some(known) = self.known.get(&hash)
+            && self.get(*known) == text
+        {
+            return *known;
+        }
+        // Four thousand million texts are more than any file has.
+        let number = u32::try_from(self.places.len()).unwrap_or(u32::MAX);
+        self.places.push((self.all.len(), u32::try_from(text.len()).unwrap_or(u32::MAX)));
+        self.all.push_str(text);
+        self.known.entry(hash).or_insert(number);
+        number
+    }
+
+    fn get(&self, number: u32) -> &str {
+        let place = self.places.get(number as usize);
+        place.and_then(|(start, length)| self.all.get(*start..start + *length as usize)).unwrap_or_default()
+    }
+
+    /// Packs a member.
+    pub(super) fn pack(&mut self, member: &Member) -> Packed {
+        Packed {
+            id: self.keep(&member.id),
+            email: member.email.as_ref().map(|email| self.keep(email)),
+            role: self.keep(&member.role),
+            kind: match &member.kind {
+                MemberKind::User => Kind::User,
+                MemberKind::Group => Kind::Group,
+                MemberKind::Customer => Kind::Customer,
+                MemberKind::Other(kind) => Kind::Other(self.keep(kind)),
+            },
+        }
+    }
+
+    /// The member as it was.
+    pub(super) fn unpack(&self, member: Packed) -> Member {
+        Member {
+            id: self.get(member.id).to_owned(),
+            email: member.email.map(|email| self.get(email).to_owned()),
+            role: self.get(member.role).to_owned(),
+            kind: match member.kind {
+                Kind::User => MemberKind::User,
+                Kind::Group => MemberKind::Group,
+                Kind::Customer => MemberKind::Customer,
+                Kind::Other(kind) => MemberKind::Other(self.get(kind).to_owned()),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packed_member_is_the_same_again_and_its_texts_are_kept_once() {
+        let member = |id: &str, email: Option<&str>, kind: MemberKind| Member {
+            id: id.to_owned(),
+            email: email.map(str::to_owned),
+            role: "MEMBER".to_owned(),
+            kind,
+        };
+        let members = [
+            member("1", Some("a@example.com"), MemberKind::User),
+            member("1", Some("a@example.com"), MemberKind::Group),
+            member("C1", None, MemberKind::Customer),
+            member("1", Some(""), MemberKind::Other("BOT".to_owned())),
+        ];
+        let mut texts = Texts::default();
+        let packed = members.each_ref().map(|member| texts.pack(member));
+        assert_eq!(packed.map(|member| texts.unpack(member)), members);
+        assert_eq!(texts.places.len(), 6);
+    }
+}

@@ -1,0 +1,109 @@
+//! Notices that the directory has stopped answering, so that not each of thousands of groups uses up its attempts.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tokio::sync::{Mutex, MutexGuard};
+
+/// Failed attempts in a row after which one call at a time finds out whether the directory answers again.
+const DOUBT: u32 = 16;
+/// Calls in a row that used up all their attempts after which it is taken for dead.
+const DEAD: u32 = 5;
+
+/// Shared by all calls.
+///
+/// Sound, all calls go ahead. In doubt, one goes ahead with all its attempts and pauses, and the others wait for what it
+/// finds. Dead, none is sent any more. One answer makes it sound again.
+#[derive(Debug, Default)]
+pub(super) struct Breaker {
+    failed_in_a_row: AtomicU32,
+    used_up_in_a_row: AtomicU32,
+    probe: Mutex<()>,
+}
+
+/// Whether to send an attempt.
+#[derive(Debug)]
+pub(super) enum Admitted<'a> {
+    /// As usual.
+    Sound,
+    /// As the only one; keep it until the call is over.
+    Probing(MutexGuard<'a, ()>),
+    /// Not at all.
+    Dead,
+}
+
+impl Breaker {
+    /// To be asked before each attempt that is not a probe's.
+    pub(super) async fn admit(&self) -> Admitted<'_> {
+        if self.is_dead() {
+            return Admitted::Dead;
+        }
+        if !self.is_in_doubt() {
+            return Admitted::Sound;
+        }
+        let probe = self.probe.lock().await;
+        if self.is_dead() {
+            Admitted::Dead
+        } else if self.is_in_doubt() {
+            Admitted::Probing(probe)
+        } else {
+            Admitted::Sound
+        }
+    }
+
+    /// An answer came, be it an error about the request.
+    pub(super) fn answered(&self) {
+        self.failed_in_a_row.store(0, Ordering::Relaxed);
+        self.used_up_in_a_row.store(0, Ordering::Relaxed);
+    }
+
+    /// No usable answer came.
+    pub(super) fn failed(&self) {
+        self.failed_in_a_row.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A call has no attempt left.
+    pub(super) fn used_up(&self) {
+        self.used_up_in_a_row.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.failed_in_a_row.load(Ordering::Relaxed) >= DOUBT
+    }
+
+    // INVARIANT: in doubt before dead, so what is dead was probed; held by `dead_directory_is_not_asked_for_each_group`.
+    fn is_dead(&self) -> bool {
+        self.is_in_doubt() && self.used_up_in_a_row.load(Ordering::Relaxed) >= DEAD
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+
+    #[tokio::test]
+    async fn in_doubt_one_goes_ahead_and_an_answer_ends_the_doubt() {
+        let breaker = Breaker::default();
+        for _ in 0..DOUBT {
+            assert!(matches!(breaker.admit().await, Admitted::Sound));
+            breaker.failed();
+        }
+        let probing = breaker.admit().await;
+        assert!(matches!(probing, Admitted::Probing(_)));
+        assert!(breaker.admit().now_or_never().is_none(), "the others wait");
+        breaker.answered();
+        drop(probing);
+        assert!(matches!(breaker.admit().await, Admitted::Sound));
+    }
+
+    #[tokio::test]
+    async fn groups_that_are_broken_themselves_do_not_kill_it() {
+        let breaker = Breaker::default();
+        for _ in 0..100 {
+            breaker.failed();
+            breaker.used_up();
+            breaker.answered();
+        }
+        assert!(matches!(breaker.admit().await, Admitted::Sound));
+    }
+}

@@ -1,0 +1,312 @@
+//! A listing that is the one of last time is not staged, and nothing is missed by that.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop")]
+
+mod support;
+
+use dir_sync::guard::{Limit, Limits};
+use dir_sync::{Options, Report, Status};
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use sqlx::{AssertSqlSafe, PgPool};
+
+use self::support::*;
+
+fn org() -> Org {
+    Org::new("C1")
+        .user("1", "ada")
+        .user("2", "bo")
+        .user("3", "cy")
+        .group("a", "a")
+        .group("b", "b")
+        .group("c", "c")
+        .member("a", "1")
+        .member("a", "2")
+        .member("b", "1")
+        .member("c", "3")
+        .nested("a", "b")
+}
+
+fn everything_may_go(include_external: bool) -> Options {
+    let all = Limit::new(100, 1_000);
+    let limits = Limits { users: all, groups: all, memberships: all };
+    Options { include_external, limits, ..Options::default() }
+}
+
+/// Writes down what is staged from here on, since a run clears up behind itself.
+async fn watch_staging(pool: &PgPool) {
+    execute(
+        pool,
+        "create table staged (what text);
+         create function note_staged() returns trigger language plpgsql as $$
+         begin
+             insert into staged values (coalesce(to_jsonb(new) ->> 'group_external_id', 'user') || ' '
+                                        || coalesce(to_jsonb(new) ->> 'member_external_id', to_jsonb(new) ->> 'external_id'));
+             return null;
+         end $$;
+         create trigger note after insert on authz.sync_stage_users for each row execute function note_staged();
+         create trigger note after insert on authz.sync_stage_members for each row execute function note_staged();",
+    )
+    .await;
+}
+
+async fn staged(pool: &PgPool) -> Vec<String> {
+    let staged = sqlx::query_scalar("select what from staged order by what").fetch_all(pool).await.unwrap();
+    execute(pool, "truncate staged").await;
+    staged
+}
+
+/// The directory's ids of the groups that have a digest.
+async fn remembered(pool: &PgPool) -> Vec<String> {
+    sqlx::query_scalar(
+        "select g.external_id from authz.group_digests d join authz.groups g using (group_id) order by 1",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap()
+}
+
+/// An external user who was listed once keeps the display name of that time, which no listing of members has.
+fn without_names_of_externals(mut mirror: Mirror) -> Mirror {
+    for (_, display_name, status) in mirror.users.values_mut() {
+        if status == "external" {
+            display_name.clear();
+        }
+    }
+    mirror
+}
+
+async fn assert_mirrored(pool: &PgPool, org: &Org, options: &Options, told: &str) {
+    let mirror = without_names_of_externals(Mirror::read(pool, MAIN).await);
+    assert_eq!(mirror, Mirror::wanted(&org.json(), options.include_external), "{told}");
+}
+
+async fn mirrored(pool: &PgPool, org: &Org, options: &Options) -> Report {
+    let report = sync_with(pool, MAIN, org, options.clone()).await;
+    assert!(matches!(report.status, Status::Applied | Status::Unchanged), "{report}");
+    assert_mirrored(pool, org, options, "").await;
+    report
+}
+
+#[tokio::test]
+async fn unchanged_directory_is_not_staged() {
+    let (_database, pool) = database().await;
+    let org = org();
+    applied(&pool, &org).await;
+    assert_eq!(remembered(&pool).await, ["a", "b", "c"]);
+    watch_staging(&pool).await;
+    let report = sync(&pool, MAIN, &org).await;
+    assert_eq!(report.status, Status::Unchanged, "{report}");
+    assert_eq!(staged(&pool).await, [""; 0]);
+    let plan = report.plan.unwrap();
+    assert_eq!((plan.listed.users, plan.listed.groups, plan.listed.memberships), (3, 3, 5));
+    assert_eq!(plan.before, plan.listed);
+}
+
+#[tokio::test]
+async fn only_what_differs_is_staged() {
+    let (_database, pool) = database().await;
+    applied(&pool, &org()).await;
+    watch_staging(&pool).await;
+    applied(&pool, &org().member("b", "2").rename_user("3", "cyd")).await;
+    // The address of a member stands in its groups' listings as well, here still the old one.
+    assert_eq!(staged(&pool).await, ["b 1", "b 2", "user 3"]);
+    assert_eq!(remembered(&pool).await, ["a", "b", "c"]);
+}
+
+#[tokio::test]
+async fn any_change_by_hand_takes_the_digest_away_and_is_put_right() {
+    let (_database, pool) = database().await;
+    let org = org();
+    applied(&pool, &org).await;
+    execute(
+        &pool,
+        "insert into authz.users (user_name) values ('local@example.com');
+         insert into authz.groups (group_name) values ('local@example.com');",
+    )
+    .await;
+    let user =
+        |name: &str| format!("(select user_id from authz.users where user_name = '{name}@example.com')");
+    let group =
+        |name: &str| format!("(select group_id from authz.groups where group_name = '{name}@example.com')");
+    for (change, left) in [
+        (format!("delete from authz.group_users where user_id = {}", user("cy")), vec!["a", "b"]),
+        (
+            format!("update authz.group_users set role = 'owner' where user_id = {}", user("cy")),
+            vec!["a", "b"],
+        ),
+        (format!("insert into authz.group_users values ({}, {})", group("b"), user("bo")), vec!["a", "c"]),
+        (format!("insert into authz.group_users values ({}, {})", group("b"), user("local")), vec!["a", "c"]),
+        (
+            format!("update authz.group_users set group_id = {} where user_id = {}", group("b"), user("cy")),
+            vec!["a"],
+        ),
+        ("delete from authz.group_groups".to_owned(), vec!["b", "c"]),
+        (format!("insert into authz.group_groups values ({}, {})", group("c"), group("a")), vec!["a", "b"]),
+        (
+            format!("insert into authz.group_groups values ({}, {})", group("c"), group("local")),
+            vec!["a", "b"],
+        ),
+        (format!("insert into authz.group_directories values ({}, 0)", group("c")), vec!["a", "b"]),
+        ("truncate authz.group_users".to_owned(), vec![]),
+        (format!("update authz.groups set status = 'deleted' where group_id = {}", group("b")), vec!["c"]),
+        (format!("update authz.users set status = 'deleted' where user_id = {}", user("cy")), vec!["a", "b"]),
+        (format!("update authz.users set external_id = 'x' where user_id = {}", user("cy")), vec!["a", "b"]),
+    ] {
+        assert_eq!(remembered(&pool).await, ["a", "b", "c"], "before {change}");
+        sqlx::raw_sql(AssertSqlSafe(change.clone())).execute(&pool).await.unwrap();
+        assert_eq!(remembered(&pool).await, left, "{change}");
+        let mut report = mirrored(&pool, &org, &everything_may_go(false)).await;
+        if change.contains("'x'") {
+            // The name was held by the row of the other id until this run.
+            report = mirrored(&pool, &org, &everything_may_go(false)).await;
+        }
+        assert_eq!(conflicts(&report), [], "{change}");
+        mirrored(&pool, &org, &everything_may_go(false)).await;
+    }
+}
+
+#[tokio::test]
+async fn user_listed_at_last_becomes_a_member_though_the_listing_of_members_is_the_same() {
+    let (_database, pool) = database().await;
+    let before = org().external("b", "9", "zed");
+    for include_external in [false, true] {
+        let options = everything_may_go(include_external);
+        let report = mirrored(&pool, &before, &options).await;
+        assert_eq!(report.plan.unwrap().external_users, 1);
+        let again = mirrored(&pool, &before, &options).await;
+        assert_eq!((again.status, again.plan.unwrap().external_users), (Status::Unchanged, 1));
+        mirrored(&pool, &before.clone().user("9", "zed"), &options).await;
+        // And back: listed no more, but still a member.
+        mirrored(&pool, &before, &options).await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_conflict_kept_out_comes_in_when_it_is_solved() {
+    let (_database, pool) = database().await;
+    execute(
+        &pool,
+        "insert into authz.users (user_name) values ('ada@example.com');
+         insert into authz.groups (group_name) values ('b@example.com');",
+    )
+    .await;
+    for _ in 0..2 {
+        let report = sync(&pool, MAIN, &org()).await;
+        assert_eq!(conflicts(&report).len(), 2);
+        assert_eq!(remembered(&pool).await, ["a", "c"]);
+    }
+    execute(
+        &pool,
+        "update authz.users set user_name = 'other@example.com' where directory_id = 0;
+         update authz.groups set group_name = 'other@example.com' where directory_id = 0;",
+    )
+    .await;
+    applied(&pool, &org()).await;
+}
+
+#[tokio::test]
+async fn run_that_was_refused_or_only_planned_remembers_nothing() {
+    let (_database, pool) = database().await;
+    applied(&pool, &org()).await;
+    let emptied = org().without_member("a", "1").without_member("a", "2").without_member("a", "b");
+    let nothing = Limits { memberships: Limit::new(0, 0), ..Limits::default() };
+    let strict = Options { limits: nothing, ..Options::default() };
+    assert_eq!(sync_with(&pool, MAIN, &emptied, strict).await.status, Status::Refused);
+    applied(&pool, &emptied).await;
+}
+
+/// One small change, so that most listings stay as they were.
+fn changed(org: Org, random: &mut SmallRng) -> Org {
+    let json = org.json();
+    let ids = |kind: &str| -> Vec<String> {
+        json[kind].as_array().unwrap().iter().map(|row| row["id"].as_str().unwrap().to_owned()).collect()
+    };
+    let (users, groups) = (ids("users"), ids("groups"));
+    let group = groups.choose(random).unwrap().clone();
+    let members: Vec<String> = json["members"][&group]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|m| m["id"].as_str().unwrap().to_owned())
+        .collect();
+    let number = random.random_range(0..8);
+    let (user, other) = (format!("u{number}"), format!("g{number}"));
+    let is_member = |id: &str| members.iter().any(|member| member == id);
+    match random.random_range(0..9) {
+        0 if users.contains(&user) => org.unlisted_user(&user),
+        0 => org.user(&user, &user),
+        1 if users.contains(&user) => org.without_user(&user),
+        1 => org.user(&user, &format!("{user}-{}", random.random_range(0..3))),
+        2 | 3 if is_member(&user) => org.without_member(&group, &user),
+        2 if users.contains(&user) => org.member(&group, &user),
+        2 | 3 => org.external(&group, &user, &user),
+        4 if users.contains(&user) => {
+            org.rename_user(&user, &format!("{user}-{}", random.random_range(0..3)))
+        }
+        5 if groups.contains(&other) && groups.len() > 2 => org.without_group(&other),
+        5 => org.group(&other, &other),
+        6 if is_member(&other) => org.without_member(&group, &other),
+        6 if groups.contains(&other) && other != group => org.nested(&group, &other),
+        7 if is_member("C1") => org.without_member(&group, "C1"),
+        7 => org.everyone(&group, "C1"),
+        8 if users.contains(&user) => org.set_user(&user, "suspended", random.random_bool(0.5)),
+        _ => org,
+    }
+}
+
+const BY_HAND: [&str; 6] = [
+    "delete from authz.group_users where group_id % 3 = 0",
+    "insert into authz.group_users (group_id, user_id)
+     select max(group_id), max(user_id) from authz.groups, authz.users
+     where (authz.groups.status, authz.users.status) = ('active', 'active') having max(group_id) is not null on conflict do nothing",
+    "delete from authz.group_groups",
+    "update authz.users set status = 'suspended' where user_id % 3 = 0 and directory_id is not null and status = 'active'",
+    "update authz.group_users set role = 'owner' where user_id % 2 = 0",
+    "delete from authz.group_directories",
+];
+
+async fn small_changes_are_mirrored(seed: u64) {
+    let (_database, pool) = database().await;
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut org = org();
+    for n in 0..8 {
+        org = org.user(&format!("u{n}"), &format!("u{n}"));
+    }
+    for n in 0..5 {
+        org = org.group(&format!("g{n}"), &format!("g{n}"));
+    }
+    for step in 0..40 {
+        let options = everything_may_go(random.random_bool(0.3) != seed.is_multiple_of(2));
+        if random.random_bool(0.2) {
+            execute(&pool, BY_HAND.choose(&mut random).unwrap()).await;
+        }
+        org = changed(org, &mut random);
+        let mut report = sync_with(&pool, MAIN, &org, options.clone()).await;
+        if report.status == Status::Refused {
+            let approved = Options { approve: report.plan_hash.clone(), ..options.clone() };
+            report = sync_with(&pool, MAIN, &org, approved).await;
+        }
+        let told = format!("seed {seed}, step {step}: {report}");
+        assert!(matches!(report.status, Status::Applied | Status::Unchanged), "{told}");
+        if conflicts(&report).is_empty() {
+            assert_mirrored(&pool, &org, &options, &told).await;
+        }
+        let again = sync_with(&pool, MAIN, &org, options).await;
+        assert_eq!(again.status, Status::Unchanged, "{told}");
+        let (before, after) = (report.plan.unwrap(), again.plan.unwrap());
+        assert_eq!(
+            (after.listed, after.external_users, after.external_groups),
+            (before.listed, before.external_users, before.external_groups),
+            "{told}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn any_sequence_of_small_changes_is_mirrored() {
+    for seed in 1..=3 {
+        small_changes_are_mirrored(seed).await;
+    }
+}
