@@ -7,16 +7,19 @@
 mod apply;
 mod lease;
 mod plan;
+mod plan_actions;
 mod plan_groups;
 mod plan_memberships;
 mod plan_summary;
 mod plan_users;
+mod plan_withhold;
 mod report;
 mod stage;
 
-pub use lease::{HEARTBEAT_EVERY, LEASE_TTL, Run, record_failure};
+pub use lease::{HEARTBEAT_EVERY, Interrupt, LEASE_TTL, Run, record_failure};
 pub use plan::{PlanOptions, Planned};
 pub use report::{
-    Change, Conflict, Counts, GroupChange, MembershipChange, Plan, SHOWN, Tally, Totals, UserChange,
+    ActionChange, ActionChanges, Change, Conflict, Counts, GroupChange, MembershipChange, Plan, SHOWN,
+    SHOWN_ACTIONS, Shrinking, Tally, Totals, UserChange,
 };
 pub use stage::{StagedGroup, StagedMember, StagedUser};

@@ -15,6 +15,7 @@ use crate::google::{GoogleConfig, GoogleSource};
 use crate::guard::{Limit, Limits};
 use crate::run::Options;
 use crate::source::{Source, SourceError};
+use crate::stop::{Reason, Stop};
 
 /// How long to wait for the database before giving up.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
@@ -22,7 +23,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 /// Mirrors users, groups and memberships of a Google Workspace into Postgres.
 ///
 /// Exit codes: 0 done or nothing to do, 1 failed, 2 usage, 3 refused by the guard, 4 partial, 5 another run
-/// holds the lease.
+/// holds the lease, 6 ended by a signal (nothing was changed).
 #[derive(Debug, Parser)]
 #[command(name = "dir-sync", version)]
 pub struct Cli {
@@ -80,6 +81,13 @@ pub struct Job {
     /// Memberships that may be removed at once.
     #[arg(long, env = "DIR_SYNC_MAX_REMOVED_MEMBERSHIPS", value_name = "LIMIT", default_value_t = Limits::default().memberships)]
     pub max_removed_memberships: Limit,
+    /// Members that one group which stays may lose at once.
+    #[arg(long, env = "DIR_SYNC_MAX_REMOVED_MEMBERS_OF_GROUP", value_name = "LIMIT", default_value_t = Limits::default().members_of_group)]
+    pub max_removed_members_of_group: Limit,
+    /// Add and change only: users, groups and memberships that the directory lists no more stay. The run is partial if
+    /// there are any.
+    #[arg(long, env = "DIR_SYNC_NO_REMOVE")]
+    pub no_remove: bool,
     /// How to print the result.
     #[arg(long, env = "DIR_SYNC_OUTPUT", value_enum, default_value_t = Output::Text)]
     pub output: Output,
@@ -176,9 +184,26 @@ pub enum StartError {
     /// The source cannot be used.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The system does not let signals be handled.
+    #[error("signals cannot be handled")]
+    Signals(#[source] std::io::Error),
+    /// A signal came first.
+    #[error("ended by {0} before anything was done")]
+    Stopped(Reason),
     /// The tables could not be made.
     #[error(transparent)]
     Authz(#[from] authz::Error),
+}
+
+impl StartError {
+    /// 1 failed, 6 ended by a signal.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Stopped(_) => 6,
+            _ => 1,
+        }
+    }
 }
 
 impl Database {
@@ -237,14 +262,17 @@ impl Job {
         Options {
             include_external: self.external_members == External::Include,
             adopt_local: self.adopt_local,
+            no_remove: self.no_remove,
             limits: Limits {
                 users: self.max_removed_users,
                 groups: self.max_removed_groups,
                 memberships: self.max_removed_memberships,
+                members_of_group: self.max_removed_members_of_group,
             },
             approve: self.approve.clone(),
             concurrency: usize::from(self.concurrency),
             progress: None,
+            stop: Stop::default(),
         }
     }
 }

@@ -21,6 +21,8 @@ mod plan;
 
 pub mod report;
 
+pub mod stop;
+
 pub mod run;
 
 pub use plan::Summary;

@@ -4,9 +4,10 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use dir_sync::DirectorySync;
 use dir_sync::cli::{Cli, Command, Job, Output, StartError};
 use dir_sync::source::error_chain;
+use dir_sync::stop::Stop;
+use dir_sync::{DirectorySync, Options};
 use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
@@ -40,18 +41,22 @@ async fn main() -> ExitCode {
 }
 
 async fn start(job: &Job) -> Result<DirectorySync, StartError> {
-    let pool = job.database.connect().await?;
-    let source = job.open_source().await?;
-    Ok(DirectorySync::new(pool, job.directory.clone(), source).options(job.options()))
+    let stop = Stop::on_signals().map_err(StartError::Signals)?;
+    let opening = async { Ok::<_, StartError>((job.database.connect().await?, job.open_source().await?)) };
+    let (pool, source) = tokio::select! {
+        opened = opening => opened?,
+        reason = stop.wanted() => return Err(StartError::Stopped(reason)),
+    };
+    let options = Options { stop, ..job.options() };
+    Ok(DirectorySync::new(pool, job.directory.clone(), source).options(options))
 }
 
 fn ended(report: &dir_sync::Report, output: Output) -> ExitCode {
     let text = match output {
         Output::Text => report.to_string(),
-        Output::Json => match serde_json::to_string(report) {
-            Ok(json) => json,
-            Err(error) => return not_started(&error, Output::Text),
-        },
+        Output::Json => serde_json::to_string(report).unwrap_or_else(|error| {
+            serde_json::json!({"status": "failed", "error": error.to_string()}).to_string()
+        }),
     };
     // What went wrong goes to standard error in the form for people, so that it is seen behind a pipe too.
     if output == Output::Text && report.exit_code() != 0 {
@@ -63,7 +68,7 @@ fn ended(report: &dir_sync::Report, output: Output) -> ExitCode {
 }
 
 /// The database or the source could not be opened, so there is no run to report on.
-fn not_started(error: &dyn std::error::Error, output: Output) -> ExitCode {
+fn not_started(error: &StartError, output: Output) -> ExitCode {
     let message = error_chain(error);
     if output == Output::Json {
         say(&serde_json::json!({
@@ -74,7 +79,7 @@ fn not_started(error: &dyn std::error::Error, output: Output) -> ExitCode {
     } else {
         let _ = writeln!(std::io::stderr(), "failed: {message}");
     }
-    ExitCode::from(1)
+    ExitCode::from(error.exit_code())
 }
 
 /// A reader that went away is no reason to fail: the work is done.

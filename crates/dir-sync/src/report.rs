@@ -62,7 +62,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// 0 done or nothing to do, 1 failed, 3 refused by the guard, 4 partial, 5 another run holds the lease.
+    /// 0 done or nothing to do, 1 failed, 3 refused by the guard, 4 partial, 5 another run holds the lease, 6 ended by a signal.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         self.exit_code.unwrap_or(match self.status {

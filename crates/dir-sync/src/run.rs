@@ -1,12 +1,13 @@
 //! One run: crawl, stage, plan, guard, apply, report, in this order.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use authz::DirectoryName;
 use authz::audit::Actor;
-use authz::mirror::{Counts, PlanOptions, Planned, Run};
+use authz::mirror::{Counts, Interrupt, PlanOptions, Planned, Run, Totals};
 use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
 
@@ -15,9 +16,14 @@ use crate::guard::{Limits, admit};
 use crate::report::{Report, Status};
 use crate::source::{Source, error_chain};
 use crate::stage::{Met, stage};
+use crate::stop::{Reason, Stop};
 
 /// Pages that may wait for the database before the crawl has to wait too.
 const WAITING_PAGES: usize = 32;
+/// How long taking a free lease may last when the run shall stop already.
+const TAKING_A_LEASE: Duration = Duration::from_secs(2);
+/// Between two interrupts: what is interrupted between two statements goes on to the next one.
+const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 
 /// A sync of one directory from one source.
 #[derive(Clone)]
@@ -35,6 +41,8 @@ pub struct Options {
     pub include_external: bool,
     /// Link local users and groups that have the name of a directory's.
     pub adopt_local: bool,
+    /// Add and change only; what the directory lists no more stays.
+    pub no_remove: bool,
     /// What may go at once.
     pub limits: Limits,
     /// The hash of a plan that may pass the limits.
@@ -43,6 +51,8 @@ pub struct Options {
     pub concurrency: usize,
     /// Where to show how far the crawl is.
     pub progress: Option<watch::Sender<Progress>>,
+    /// When to end early: the mirror then stays as it was.
+    pub stop: Stop,
 }
 
 impl Default for Options {
@@ -50,10 +60,12 @@ impl Default for Options {
         Self {
             include_external: false,
             adopt_local: false,
+            no_remove: false,
             limits: Limits::default(),
             approve: None,
             concurrency: CrawlOptions::default().concurrency,
             progress: None,
+            stop: Stop::default(),
         }
     }
 }
@@ -102,8 +114,7 @@ impl DirectorySync {
         match self.prepare(&mut report).await {
             Ok(planned) => {
                 if let Err(error) = self.guard_and_apply(planned, &mut report).await {
-                    report.status = Status::Failed;
-                    report.error = Some(error_chain(&error));
+                    fail(&mut report, &error);
                     self.record_failure(&report).await;
                 }
             }
@@ -112,7 +123,7 @@ impl DirectorySync {
         self.finish(report, started)
     }
 
-    async fn guard_and_apply(&self, planned: Planned, report: &mut Report) -> Result<(), authz::Error> {
+    async fn guard_and_apply(&self, planned: Planned, report: &mut Report) -> Result<(), RunError> {
         if let Err(refusal) = admit(planned.plan(), &self.options.limits, self.options.approve.as_deref()) {
             let plan = planned.discard(Some(&refusal.to_string()), self.source.calls(), &actor()).await?;
             report.plan = Some(plan);
@@ -120,11 +131,10 @@ impl DirectorySync {
             report.status = Status::Refused;
             return Ok(());
         }
-        let missing = (!report.incomplete.is_empty()).then(|| {
-            let groups: Vec<_> = report.incomplete.iter().map(|(g, why)| format!("{g}: {why}")).collect();
-            format!("not listed: {}", groups.join("; "))
-        });
-        let (plan, revision) = planned.apply(missing.as_deref(), self.source.calls(), &actor()).await?;
+        let missing = missing(report, &planned.plan().withheld);
+        let (actor, interrupt) = (actor(), planned.interrupt());
+        let applied = planned.apply(missing.as_deref(), self.source.calls(), &actor);
+        let (plan, revision) = self.unless_stopped(&interrupt, applied).await?;
         report.status = match (missing, plan.is_empty()) {
             (Some(_), _) => Status::Partial,
             (None, true) => Status::Unchanged,
@@ -137,7 +147,7 @@ impl DirectorySync {
 
     /// Crawl, stage and plan; a failure is recorded and gives the lease back.
     async fn prepare(&self, report: &mut Report) -> Result<Planned, RunError> {
-        let run = Run::begin(&self.pool, &self.directory, &self.source.describe()).await?;
+        let run = self.begin().await?;
         report.run_id = Some(run.id());
         tracing::info!(run_id = run.id(), directory = %self.directory, source = self.source.describe(), "run begins");
         let crawled = match self.crawl(&run).await {
@@ -157,13 +167,71 @@ impl DirectorySync {
             customer_id: crawled.customer_id.clone(),
             include_external: self.options.include_external,
             adopt_local: self.options.adopt_local,
+            no_remove: self.options.no_remove,
         };
-        match run.plan(options).await {
+        let interrupt = run.interrupt();
+        let mut failed = None;
+        let planned = async {
+            run.plan(options).await.map_err(|(run, error)| {
+                failed = Some(run);
+                error
+            })
+        };
+        match self.unless_stopped(&interrupt, planned).await {
             Ok(planned) => Ok(planned),
-            Err((run, error)) => {
-                let error = RunError::from(error);
-                give_up(run, &error, self.source.calls()).await;
+            Err(error) => {
+                if let Some(run) = failed {
+                    give_up(run, &error, self.source.calls()).await;
+                }
                 Err(error)
+            }
+        }
+    }
+
+    /// Takes the lease. A wish to stop that comes in between is answered at once if the lease is another's, and else
+    /// as soon as it is ours, so that it can be given back.
+    async fn begin(&self) -> Result<Run, RunError> {
+        let source = self.source.describe();
+        let mut beginning = pin!(Run::begin(&self.pool, &self.directory, &source));
+        tokio::select! {
+            biased;
+            begun = &mut beginning => return Ok(begun?),
+            reason = self.options.stop.wanted() => {
+                let error = RunError::Stopped(reason);
+                if let Ok(Ok(run)) = tokio::time::timeout(TAKING_A_LEASE, beginning).await {
+                    give_up(run, &error, self.source.calls()).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// What the database does, until it is done or, once the run shall stop, interrupted. What is done nonetheless counts.
+    async fn unless_stopped<T>(
+        &self,
+        interrupt: &Interrupt,
+        work: impl Future<Output = Result<T, authz::Error>>,
+    ) -> Result<T, RunError> {
+        let mut work = pin!(work);
+        let reason = tokio::select! {
+            biased;
+            done = &mut work => return Ok(done?),
+            reason = self.options.stop.wanted() => reason,
+        };
+        loop {
+            let again = async {
+                if let Err(error) = interrupt.now().await {
+                    tracing::warn!(
+                        error = error_chain(&error),
+                        "the statement under way could not be interrupted"
+                    );
+                }
+                tokio::time::sleep(INTERRUPT_EVERY).await;
+            };
+            tokio::select! {
+                biased;
+                done = &mut work => return done.map_err(|_| RunError::Stopped(reason)),
+                () = again => {}
             }
         }
     }
@@ -172,10 +240,16 @@ impl DirectorySync {
         let (sender, batches) = mpsc::channel::<Batch>(WAITING_PAGES);
         let options =
             CrawlOptions { concurrency: self.options.concurrency, progress: self.options.progress.clone() };
-        let (crawled, staged) = tokio::join!(
-            crawl(Arc::clone(&self.source), options, sender),
-            stage(run, batches, || self.source.customer_id()),
-        );
+        // Only the crawl is cut off: what it has sent is still staged, so that no statement is left under way when the
+        // staging area is cleared.
+        let crawling = async {
+            tokio::select! {
+                crawled = crawl(Arc::clone(&self.source), options, sender) => Ok(crawled?),
+                reason = self.options.stop.wanted() => Err(RunError::Stopped(reason)),
+                () = run.lost() => Err(authz::Error::LeaseLost { run_id: run.id() }.into()),
+            }
+        };
+        let (crawled, staged) = tokio::join!(crawling, stage(run, batches, || self.source.customer_id()));
         // A database that does not take the pages ends the crawl, so its error is the one to tell.
         let met = staged?;
         let crawled = crawled?;
@@ -244,6 +318,22 @@ pub enum RunError {
     /// The database, the lease or the plan.
     #[error(transparent)]
     Mirror(#[from] authz::Error),
+    /// It was to end early.
+    #[error("ended by {0} before it was done; nothing was changed")]
+    Stopped(Reason),
+}
+
+/// Why the mirror is not all that the directory is, if it will not be. A mirror that keeps people who are gone is not
+/// as fresh as the listing, so what was withheld makes a run partial too.
+fn missing(report: &Report, withheld: &Totals) -> Option<String> {
+    let groups: Vec<_> = report.incomplete.iter().map(|(g, why)| format!("{g}: {why}")).collect();
+    let listed = (!groups.is_empty()).then(|| format!("not listed: {}", groups.join("; ")));
+    let kept = (*withheld != Totals::default()).then(|| {
+        let Totals { users, groups, memberships } = withheld;
+        format!("not removed (--no-remove): {users} users, {groups} groups, {memberships} memberships")
+    });
+    let reasons: Vec<_> = [listed, kept].into_iter().flatten().collect();
+    (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
 fn actor() -> Actor {
@@ -253,9 +343,11 @@ fn actor() -> Actor {
 fn fail(report: &mut Report, error: &RunError) {
     report.status = Status::Failed;
     report.error = Some(error_chain(error));
-    if let RunError::Mirror(authz::Error::LeaseHeld { .. }) = error {
-        report.exit_code = Some(5);
-    }
+    report.exit_code = match error {
+        RunError::Mirror(authz::Error::LeaseHeld { .. } | authz::Error::LeaseLost { .. }) => Some(5),
+        RunError::Stopped(_) => Some(6),
+        RunError::Mirror(_) | RunError::Crawl(_) => None,
+    };
 }
 
 async fn give_up(run: Run, error: &RunError, api_calls: u64) {
