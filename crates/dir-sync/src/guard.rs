@@ -83,19 +83,19 @@ pub struct Limits {
     pub groups: Limit,
     /// Memberships removed.
     pub memberships: Limit,
-    /// Members that leave one group which itself stays.
+    /// Members by which one group shrinks that itself stays: those who come in the place of others count against them.
     pub members_of_group: Limit,
 }
 
 impl Default for Limits {
     /// A tenth; in small directories three users, three groups, ten memberships, but not more than half. Of one group
-    /// half the members; of a small group three.
+    /// half the members; of a small group five.
     fn default() -> Self {
         Self {
             users: Limit::new(10, 3),
             groups: Limit::new(10, 3),
             memberships: Limit::new(10, 10),
-            members_of_group: Limit::new(50, 3),
+            members_of_group: Limit::new(50, 5),
         }
     }
 }
@@ -144,25 +144,25 @@ pub enum Violation {
         /// How many may.
         limit: u64,
     },
-    /// Groups that stay would lose more members than they may.
+    /// Groups that stay would shrink by more members than they may.
     EmptiedGroups {
-        /// Some of them, those that would lose most first.
+        /// Some of them, those that lose most first.
         groups: Vec<EmptiedGroup>,
         /// How many there are beside those.
         more: u64,
     },
 }
 
-/// A group that would lose too many members.
+/// A group that would shrink too much.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct EmptiedGroup {
     /// Its name.
     pub group: String,
-    /// Members that would go.
-    pub going: u64,
-    /// Of how many.
+    /// Members now.
     pub there: u64,
-    /// How many may.
+    /// Members that it would have.
+    pub left: u64,
+    /// By how many it may shrink.
     pub limit: u64,
 }
 
@@ -185,11 +185,11 @@ impl fmt::Display for Violation {
                 write!(f, "{going} of {there} {kind} would be removed, at most {limit} may at once")
             }
             Self::EmptiedGroups { groups, more } => {
-                for (n, EmptiedGroup { group, going, there, limit }) in groups.iter().enumerate() {
+                for (n, EmptiedGroup { group, there, left, limit }) in groups.iter().enumerate() {
                     let comma = if n == 0 { "" } else { ", " };
                     write!(
                         f,
-                        "{comma}group `{group}` would lose {going} of {there} members (at most {limit} may go at once)"
+                        "{comma}group `{group}` would shrink from {there} to {left} members, at most {limit} may go at once"
                     )?;
                 }
                 if *more > 0 { write!(f, ", and {more} more groups") } else { Ok(()) }
@@ -220,8 +220,10 @@ pub fn judge(plan: &Plan, limits: &Limits) -> Vec<Violation> {
             counts.memberships.removed,
         ),
     ];
-    for (kind, limit, there, listed, going) in kinds {
-        if there > 0 && listed == 0 && going > 0 {
+    for (kind, limit, before, listed, going) in kinds {
+        // A group that is adopted brings memberships that were not the directory's before.
+        let there = before.max(going);
+        if before > 0 && listed == 0 && going > 0 {
             violations.push(Violation::EmptyListing { kind, there });
         } else if going > limit.of(there) {
             violations.push(Violation::TooMany { kind, going, there, limit: limit.of(there) });
@@ -229,10 +231,11 @@ pub fn judge(plan: &Plan, limits: &Limits) -> Vec<Violation> {
     }
     let emptied = plan.shrinking.iter().filter_map(|group| {
         let limit = limits.members_of_group.of_group(group.before);
-        (group.going > limit).then(|| EmptiedGroup {
+        let loss = group.going.saturating_sub(group.coming);
+        (loss > limit).then(|| EmptiedGroup {
             group: group.group.clone(),
-            going: group.going,
             there: group.before,
+            left: group.before.saturating_sub(loss),
             limit,
         })
     });
@@ -303,7 +306,7 @@ mod tests {
         assert_eq!([0, 1, 2, 3, 10, 19, 20, 100, 101].map(|n| limit.of(n)), [0, 1, 1, 2, 5, 10, 10, 10, 10]);
         assert_eq!(Limit::new(100, 0).of(3), 3, "a share is meant as it is written");
         let group = Limits::default().members_of_group;
-        assert_eq!([1, 2, 3, 4, 10].map(|n| group.of_group(n)), [3, 3, 3, 3, 5]);
+        assert_eq!([1, 6, 10, 13].map(|n| group.of_group(n)), [5, 5, 5, 6]);
     }
 
     #[test]

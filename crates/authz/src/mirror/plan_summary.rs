@@ -211,14 +211,16 @@ impl Run {
         let rows = sqlx::query!(
             r#"
             select g.group_name, s.going as "going!",
+                   (select count(*) from authz.sync_plan_members p
+                    where p.run_id = $1 and p.op = 'add' and p.group_external_id = s.external_id) as "coming!",
                    (select count(*) from authz.group_users m where m.group_id = g.group_id)
                    + (select count(*) from authz.group_groups m where m.parent_group_id = g.group_id)
                    + (select count(*) from authz.group_directories m where m.group_id = g.group_id) as "before!"
             from (
-                select p.group_id, count(*) as going
+                select p.group_id, p.group_external_id as external_id, count(*) as going
                 from authz.sync_plan_members p
                 where p.run_id = $1 and p.op = 'remove'
-                group by p.group_id
+                group by p.group_id, p.group_external_id
             ) s
             join authz.groups g on g.group_id = s.group_id
             where not exists (select from authz.sync_plan_groups p
@@ -235,6 +237,7 @@ impl Run {
                 group: row.group_name,
                 before: count(row.before),
                 going: count(row.going),
+                coming: count(row.coming),
             })
             .collect())
     }

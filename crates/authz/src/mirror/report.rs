@@ -190,6 +190,8 @@ pub struct Shrinking {
     pub before: u64,
     /// Members that go.
     pub going: u64,
+    /// Members that come.
+    pub coming: u64,
 }
 
 /// A row of the directory that cannot be mirrored as it is.
