@@ -5,6 +5,7 @@
 //! change), then [`Planned::apply`] or [`Planned::discard`], and [`Run::fail`] for everything that goes wrong.
 
 mod apply;
+mod history;
 mod lease;
 mod plan;
 mod plan_actions;
@@ -16,6 +17,7 @@ mod plan_withhold;
 mod report;
 mod stage;
 
+pub use history::{Freshness, RunRecord, freshness, runs};
 pub use lease::{HEARTBEAT_EVERY, Interrupt, LEASE_TTL, Run, record_failure};
 pub use plan::{PlanOptions, Planned};
 pub use report::{

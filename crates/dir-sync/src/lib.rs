@@ -21,6 +21,12 @@ mod plan;
 
 pub mod report;
 
+pub mod metrics;
+
+pub mod progress;
+
+pub mod history;
+
 pub mod stop;
 
 pub mod run;

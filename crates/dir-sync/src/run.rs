@@ -1,13 +1,12 @@
 //! One run: crawl, stage, plan, guard, apply, report, in this order.
 
-use std::collections::BTreeMap;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use authz::DirectoryName;
 use authz::audit::Actor;
-use authz::mirror::{Counts, Interrupt, PlanOptions, Planned, Run, Totals};
+use authz::mirror::{Interrupt, PlanOptions, Planned, Run, Totals};
 use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
 
@@ -87,7 +86,7 @@ impl DirectorySync {
     /// What a run would change. The mirror stays as it is.
     pub async fn plan(self) -> Report {
         let started = Instant::now();
-        let mut report = self.blank();
+        let mut report = Report::blank(&self.directory);
         match self.prepare(&mut report).await {
             Ok(planned) => {
                 let ended = planned.discard(None, self.source.calls(), &actor()).await;
@@ -110,7 +109,7 @@ impl DirectorySync {
     /// Makes the mirror what the directory is, within the limits.
     pub async fn run(self) -> Report {
         let started = Instant::now();
-        let mut report = self.blank();
+        let mut report = Report::blank(&self.directory);
         match self.prepare(&mut report).await {
             Ok(planned) => {
                 if let Err(error) = self.guard_and_apply(planned, &mut report).await {
@@ -271,25 +270,6 @@ impl DirectorySync {
         }
     }
 
-    fn blank(&self) -> Report {
-        Report {
-            status: Status::Failed,
-            directory: self.directory.to_string(),
-            run_id: None,
-            plan_hash: None,
-            counts: Counts::default(),
-            api_calls: 0,
-            duration_ms: 0,
-            plan: None,
-            refusal: None,
-            incomplete: BTreeMap::new(),
-            unknown_member_types: BTreeMap::new(),
-            foreign_everyone: 0,
-            error: None,
-            exit_code: None,
-        }
-    }
-
     fn finish(&self, mut report: Report, started: Instant) -> Report {
         if let Some(plan) = &report.plan {
             report.plan_hash = Some(plan.hash.clone());
@@ -300,9 +280,12 @@ impl DirectorySync {
         tracing::info!(
             run_id = report.run_id,
             directory = report.directory,
-            status = ?report.status,
+            status = %report.status,
             api_calls = report.api_calls,
             duration_ms = report.duration_ms,
+            exit_code = report.exit_code(),
+            plan_hash = report.plan_hash,
+            error = report.error,
             "run ended"
         );
         report
