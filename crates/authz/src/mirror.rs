@@ -5,22 +5,27 @@
 //! change), then [`Planned::apply`] or [`Planned::discard`], and [`Run::fail`] for everything that goes wrong.
 
 mod apply;
+mod history;
 mod known;
 mod lease;
 mod members;
 mod plan;
+mod plan_actions;
 mod plan_groups;
 mod plan_memberships;
 mod plan_summary;
 mod plan_users;
+mod plan_withhold;
 mod remember;
 mod report;
 mod stage;
 mod stage_members;
 
-pub use lease::{HEARTBEAT_EVERY, LEASE_TTL, Run, record_failure};
+pub use history::{Freshness, RunRecord, freshness, runs};
+pub use lease::{HEARTBEAT_EVERY, Interrupt, LEASE_TTL, Run, record_failure};
 pub use plan::{PlanOptions, Planned};
 pub use report::{
-    Change, Conflict, Counts, GroupChange, MembershipChange, Plan, SHOWN, Tally, Totals, UserChange,
+    ActionChange, ActionChanges, Change, Conflict, Counts, GroupChange, MembershipChange, Plan, SHOWN,
+    SHOWN_ACTIONS, Shrinking, Tally, Totals, UserChange,
 };
 pub use stage::{StagedGroup, StagedMember, StagedUser};

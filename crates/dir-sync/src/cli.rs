@@ -12,21 +12,39 @@ use sqlx::{ConnectOptions, Connection, PgPool};
 
 use crate::file::FileSource;
 use crate::filter::{GroupFilter, Pattern};
-use crate::google::{GoogleConfig, GoogleSource};
+use crate::google::{GoogleConfig, GoogleSource, Keyless};
 use crate::guard::{Limit, Limits};
+use crate::history::Age;
 use crate::run::Options;
 use crate::source::{Source, SourceError};
+use crate::stop::{Reason, Stop};
 
 /// How long to wait for the database before giving up.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done, or nothing to do
+  1  failed; nothing was changed
+  2  the command line cannot be used
+  3  refused by the guard; nothing was changed
+  4  partial: something could not be listed, or was not removed, and stays as it was
+  5  another run holds the lease, or took it over; nothing was changed
+  6  ended by a signal; nothing was changed
+  7  status: a directory is older than --max-age";
+
 /// Mirrors users, groups and memberships of a Google Workspace into Postgres.
 ///
-/// Exit codes: 0 done or nothing to do, 1 failed, 2 usage, 3 refused by the guard, 4 partial, 5 another run
-/// holds the lease.
+/// Every option can be given by the environment variable that its help names.
 #[derive(Debug, Parser)]
-#[command(name = "dir-sync", version)]
+#[command(name = "dir-sync", version, after_help = EXIT_CODES)]
 pub struct Cli {
+    /// How to write the log, on standard error.
+    #[arg(long, global = true, env = "DIR_SYNC_LOG_FORMAT", value_enum, default_value_t = LogFormat::Human)]
+    pub log_format: LogFormat,
+    /// What to log, as in `info` or `warn,dir_sync=debug` [default: `warn`, with --log-format json `info`].
+    #[arg(long, global = true, env = "DIR_SYNC_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -41,6 +59,64 @@ pub enum Command {
     Plan(Job),
     /// Make the mirror what the directory is, within the limits.
     Run(Job),
+    /// Show the newest runs.
+    Runs(History),
+    /// Show how fresh the directories are.
+    Status(Freshness),
+}
+
+/// Which runs to show.
+#[derive(Debug, Args)]
+pub struct History {
+    #[command(flatten)]
+    /// Which database.
+    pub database: Database,
+    /// Only the runs of this directory.
+    #[arg(long, env = "DIR_SYNC_DIRECTORY", value_name = "NAME", value_parser = DirectoryName::from_str)]
+    pub directory: Option<DirectoryName>,
+    /// How many.
+    #[arg(long, env = "DIR_SYNC_LIMIT", value_name = "N", default_value_t = 20)]
+    pub limit: u32,
+    /// How to print them.
+    #[arg(long, env = "DIR_SYNC_OUTPUT", value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// Whose freshness to show.
+#[derive(Debug, Args)]
+pub struct Freshness {
+    #[command(flatten)]
+    /// Which database.
+    pub database: Database,
+    /// Only this directory.
+    #[arg(long, env = "DIR_SYNC_DIRECTORY", value_name = "NAME", value_parser = DirectoryName::from_str)]
+    pub directory: Option<DirectoryName>,
+    /// End with exit code 7 if a directory was not synced completely within this time, as in `2h`.
+    #[arg(long, env = "DIR_SYNC_MAX_AGE", value_name = "AGE")]
+    pub max_age: Option<Age>,
+    /// How to print it.
+    #[arg(long, env = "DIR_SYNC_OUTPUT", value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// Whom to tell how a run ended.
+#[derive(Debug, Args)]
+pub struct Monitoring {
+    /// Write metrics of the run into this file (OpenMetrics text), for the textfile collector of a node exporter.
+    #[arg(long, env = "DIR_SYNC_METRICS_FILE", value_name = "FILE")]
+    pub metrics_file: Option<PathBuf>,
+    /// Send metrics of the run to this Prometheus push gateway, as in `http://pushgateway:9091`.
+    #[arg(long, env = "DIR_SYNC_PUSH_GATEWAY", value_name = "URL")]
+    pub push_gateway: Option<String>,
+}
+
+/// How to write the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    Human,
+    /// One JSON object in a line.
+    Json,
 }
 
 /// Which database.
@@ -87,18 +163,28 @@ pub struct Job {
     /// Memberships that may be removed at once.
     #[arg(long, env = "DIR_SYNC_MAX_REMOVED_MEMBERSHIPS", value_name = "LIMIT", default_value_t = Limits::default().memberships)]
     pub max_removed_memberships: Limit,
+    /// Members that one group which stays may lose at once.
+    #[arg(long, env = "DIR_SYNC_MAX_REMOVED_MEMBERS_OF_GROUP", value_name = "LIMIT", default_value_t = Limits::default().members_of_group)]
+    pub max_removed_members_of_group: Limit,
+    /// Add and change only: users, groups and memberships that the directory lists no more stay. The run is partial if
+    /// there are any.
+    #[arg(long, env = "DIR_SYNC_NO_REMOVE")]
+    pub no_remove: bool,
     /// How to print the result.
     #[arg(long, env = "DIR_SYNC_OUTPUT", value_enum, default_value_t = Output::Text)]
     pub output: Output,
     /// Calls under way at the same time.
     #[arg(long, env = "DIR_SYNC_CONCURRENCY", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub concurrency: u16,
-    /// Seconds that a run may take until it begins to change the mirror; past them it fails. 0 sets no limit.
+    /// Seconds that a run may take; past them it fails and changes nothing. 0 sets no limit.
     #[arg(long, env = "DIR_SYNC_DEADLINE", value_name = "SECONDS", default_value_t = 3600)]
     pub deadline: u32,
     /// Begin after a random time of up to so many seconds, so that many jobs of one minute do not meet at the quota.
     #[arg(long, env = "DIR_SYNC_START_JITTER", value_name = "SECONDS", default_value_t = 0)]
     pub start_jitter: u32,
+    #[command(flatten)]
+    /// Whom to tell.
+    pub monitoring: Monitoring,
     #[command(flatten)]
     /// Google's options.
     pub google: Google,
@@ -107,9 +193,13 @@ pub struct Job {
 /// How to reach Google Workspace.
 #[derive(Debug, Args)]
 pub struct Google {
-    /// The service account's key file (JSON).
+    /// The service account's key file (JSON), or a configuration of workload identity federation.
     #[arg(long, env = "DIR_SYNC_GOOGLE_CREDENTIALS", value_name = "FILE")]
     pub google_credentials: Option<PathBuf>,
+    /// The service account to sign as without a key. Without --google-credentials the metadata server of this machine or
+    /// cluster vouches.
+    #[arg(long, env = "DIR_SYNC_GOOGLE_SERVICE_ACCOUNT", value_name = "EMAIL")]
+    pub google_service_account: Option<String>,
     /// The administrator on whose behalf the directory is read (domain-wide delegation).
     #[arg(long, env = "DIR_SYNC_GOOGLE_SUBJECT", value_name = "EMAIL")]
     pub google_subject: Option<String>,
@@ -124,6 +214,15 @@ pub struct Google {
         default_value = "https://admin.googleapis.com/"
     )]
     pub google_url: String,
+    /// The metadata server, for signing in without a key.
+    #[arg(long, env = "DIR_SYNC_GOOGLE_METADATA_URL", value_name = "URL", default_value_t = Keyless::default().metadata_url)]
+    pub google_metadata_url: String,
+    /// The API that signs for service accounts, for signing in without a key.
+    #[arg(long, env = "DIR_SYNC_GOOGLE_IAM_URL", value_name = "URL", default_value_t = Keyless::default().iam_url)]
+    pub google_iam_url: String,
+    /// The token endpoint, for signing in without a key; a key names its own.
+    #[arg(long, env = "DIR_SYNC_GOOGLE_TOKEN_URL", value_name = "URL", default_value_t = Keyless::default().token_url)]
+    pub google_token_url: String,
     /// The quota: calls per minute, 0 for no limit.
     #[arg(long, env = "DIR_SYNC_GOOGLE_QUOTA", value_name = "N", default_value_t = 2400)]
     pub google_quota: u32,
@@ -187,14 +286,34 @@ pub enum StartError {
         source: sqlx::Error,
     },
     /// `--source google` needs a key.
-    #[error("--source google needs --google-credentials FILE, the key file of a service account")]
+    #[error(
+        "--source google needs --google-credentials FILE, the key file of a service account, or, on a machine that \
+         vouches for it, --google-service-account EMAIL"
+    )]
     NoCredentials,
     /// The source cannot be used.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The system does not let signals be handled.
+    #[error("signals cannot be handled")]
+    Signals(#[source] std::io::Error),
+    /// A signal came first.
+    #[error("ended by {0} before anything was done")]
+    Stopped(Reason),
     /// The tables could not be made.
     #[error(transparent)]
     Authz(#[from] authz::Error),
+}
+
+impl StartError {
+    /// 1 failed, 6 ended by a signal.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Stopped(_) => 6,
+            _ => 1,
+        }
+    }
 }
 
 impl Database {
@@ -227,6 +346,33 @@ impl Database {
     }
 }
 
+impl Google {
+    /// How to reach the directory.
+    ///
+    /// # Errors
+    /// [`StartError::NoCredentials`].
+    pub fn config(&self) -> Result<GoogleConfig, StartError> {
+        if self.google_credentials.is_none() && self.google_service_account.is_none() {
+            return Err(StartError::NoCredentials);
+        }
+        Ok(GoogleConfig {
+            credentials: self.google_credentials.clone(),
+            keyless: Keyless {
+                service_account: self.google_service_account.clone(),
+                metadata_url: self.google_metadata_url.clone(),
+                iam_url: self.google_iam_url.clone(),
+                token_url: self.google_token_url.clone(),
+            },
+            subject: self.google_subject.clone(),
+            customer: self.google_customer.clone(),
+            base_url: self.google_url.clone(),
+            queries_per_minute: self.google_quota,
+            request_timeout: Duration::from_secs(self.google_request_timeout.into()),
+            ..GoogleConfig::keyless()
+        })
+    }
+}
+
 impl Job {
     /// Opens the source.
     ///
@@ -236,14 +382,8 @@ impl Job {
         Ok(match &self.source {
             SourceChoice::File(path) => Arc::new(FileSource::open(path)?),
             SourceChoice::Google => {
-                let key = self.google.google_credentials.as_ref().ok_or(StartError::NoCredentials)?;
-                let mut config = GoogleConfig::new(key);
-                config.subject.clone_from(&self.google.google_subject);
-                config.customer.clone_from(&self.google.google_customer);
-                config.base_url.clone_from(&self.google.google_url);
-                config.queries_per_minute = self.google.google_quota;
+                let mut config = self.google.config()?;
                 config.concurrency = self.concurrency;
-                config.request_timeout = Duration::from_secs(self.google.google_request_timeout.into());
                 Arc::new(GoogleSource::new(config).await?)
             }
         })
@@ -255,6 +395,7 @@ impl Job {
         Options {
             include_external: self.external_members == External::Include,
             adopt_local: self.adopt_local,
+            no_remove: self.no_remove,
             filter: GroupFilter {
                 include: self.include_groups.clone(),
                 exclude: self.exclude_groups.clone(),
@@ -263,12 +404,14 @@ impl Job {
                 users: self.max_removed_users,
                 groups: self.max_removed_groups,
                 memberships: self.max_removed_memberships,
+                members_of_group: self.max_removed_members_of_group,
             },
             approve: self.approve.clone(),
             concurrency: usize::from(self.concurrency),
             deadline: (self.deadline > 0).then(|| Duration::from_secs(self.deadline.into())),
             start_jitter: Duration::from_secs(self.start_jitter.into()),
             progress: None,
+            stop: Stop::default(),
         }
     }
 }
@@ -282,6 +425,22 @@ mod tests {
     #[test]
     fn command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_has_an_environment_variable() {
+        let program = Cli::command();
+        for command in std::iter::once(&program).chain(program.get_subcommands()) {
+            for option in command
+                .get_arguments()
+                .filter(|option| !matches!(option.get_id().as_str(), "help" | "version"))
+            {
+                let name = option.get_long().unwrap();
+                let variable = option.get_env().and_then(|name| name.to_str()).unwrap_or_default();
+                let wanted = format!("DIR_SYNC_{}", name.to_uppercase().replace('-', "_"));
+                assert_eq!(variable, wanted, "--{name} of `{}`", command.get_name());
+            }
+        }
     }
 
     #[test]

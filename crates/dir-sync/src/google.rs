@@ -4,6 +4,7 @@ mod auth;
 mod breaker;
 mod client;
 mod failure;
+mod keyless;
 mod limiter;
 mod retry;
 pub(crate) mod shape;
@@ -24,6 +25,7 @@ use url::Url;
 
 use self::auth::SignIn;
 use self::client::{ApiClient, Call};
+pub use self::keyless::Keyless;
 use self::limiter::Limiter;
 pub use self::retry::RetryPolicy;
 use self::shape::{Answer, GroupShape, MemberShape, Shape, UserShape};
@@ -56,8 +58,11 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 /// How to reach a Google Workspace directory.
 #[derive(Debug, Clone)]
 pub struct GoogleConfig {
-    /// The JSON key of a service account.
-    pub credentials: PathBuf,
+    /// The JSON key of a service account, or a file of workload identity federation; without one this machine's metadata
+    /// server vouches for us.
+    pub credentials: Option<PathBuf>,
+    /// Where to sign in without a key.
+    pub keyless: Keyless,
     /// The administrator to act as; without one the service account acts for itself.
     pub subject: Option<String>,
     /// The customer whose directory to list; `my_customer` is the signed-in administrator's own.
@@ -78,8 +83,15 @@ impl GoogleConfig {
     /// The usual settings with this key file.
     #[must_use]
     pub fn new(credentials: impl Into<PathBuf>) -> Self {
+        Self { credentials: Some(credentials.into()), ..Self::keyless() }
+    }
+
+    /// The usual settings on a machine that vouches for us, without a key.
+    #[must_use]
+    pub fn keyless() -> Self {
         Self {
-            credentials: credentials.into(),
+            credentials: None,
+            keyless: Keyless::default(),
             subject: None,
             customer: MY_CUSTOMER.to_owned(),
             base_url: "https://admin.googleapis.com/".to_owned(),
@@ -124,14 +136,7 @@ impl GoogleSource {
             });
         }
         let connector = connector()?;
-        let sign_in = SignIn::new(
-            &config.credentials,
-            config.subject.clone(),
-            connector.clone(),
-            config.retry.clone(),
-            config.request_timeout,
-        )
-        .await?;
+        let sign_in = SignIn::new(&config, connector.clone()).await?;
         let http = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
@@ -239,7 +244,7 @@ fn base_url(text: &str) -> Result<Url, SourceError> {
 
 /// Mozilla's roots rather than the machine's: a container without a CA bundle works too. Plain HTTP is for tests and
 /// proxies on the same machine.
-fn connector() -> Result<HttpsConnector, SourceError> {
+pub(crate) fn connector() -> Result<HttpsConnector, SourceError> {
     let builder = HttpsConnectorBuilder::new()
         .with_provider_and_webpki_roots(rustls::crypto::ring::default_provider())
         .map_err(|error| SourceError::Setting { message: format!("TLS cannot be set up: {error}") })?;

@@ -6,7 +6,8 @@ use std::str::FromStr;
 use authz::mirror::Plan;
 use serde::Serialize;
 
-/// How much may go at once: a share of what is there, or a number, whichever is more.
+/// How much may go at once: a share of what is there, or a number, whichever is more. The number alone never lets more
+/// than half go, so that it protects a directory of ten people too.
 ///
 /// ```
 /// use dir_sync::guard::Limit;
@@ -14,6 +15,7 @@ use serde::Serialize;
 /// let limit: Limit = "10%,3".parse()?;
 /// assert_eq!(limit.of(1_000), 100);
 /// assert_eq!(limit.of(10), 3);
+/// assert_eq!(limit.of(4), 2);
 /// # Ok::<(), dir_sync::guard::LimitError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +25,7 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// At most `percent` of what is there, and always `floor`.
+    /// At most `percent` of what is there, and always `floor`, but not more than half by that.
     #[must_use]
     pub const fn new(percent: u8, floor: u64) -> Self {
         Self { percent, floor }
@@ -32,8 +34,18 @@ impl Limit {
     /// How many of `there` may go.
     #[must_use]
     pub fn of(self, there: u64) -> u64 {
-        let share = u128::from(there) * u128::from(self.percent) / 100;
-        u64::try_from(share).unwrap_or(u64::MAX).max(self.floor)
+        self.share(there).max(self.floor.min(there.div_ceil(2)))
+    }
+
+    /// How many of the `there` members of one group may go: the number counts in full, since a group of two that is
+    /// handed on to two others is nothing unusual.
+    #[must_use]
+    pub fn of_group(self, there: u64) -> u64 {
+        self.share(there).max(self.floor)
+    }
+
+    fn share(self, there: u64) -> u64 {
+        u64::try_from(u128::from(there) * u128::from(self.percent) / 100).unwrap_or(u64::MAX)
     }
 }
 
@@ -71,12 +83,20 @@ pub struct Limits {
     pub groups: Limit,
     /// Memberships removed.
     pub memberships: Limit,
+    /// Members by which one group shrinks that itself stays: those who come in the place of others count against them.
+    pub members_of_group: Limit,
 }
 
 impl Default for Limits {
-    /// A tenth; in small directories three users, three groups, ten memberships.
+    /// A tenth; in small directories three users, three groups, ten memberships, but not more than half. Of one group
+    /// half the members; of a small group five.
     fn default() -> Self {
-        Self { users: Limit::new(10, 3), groups: Limit::new(10, 3), memberships: Limit::new(10, 10) }
+        Self {
+            users: Limit::new(10, 3),
+            groups: Limit::new(10, 3),
+            memberships: Limit::new(10, 10),
+            members_of_group: Limit::new(50, 5),
+        }
     }
 }
 
@@ -124,7 +144,30 @@ pub enum Violation {
         /// How many may.
         limit: u64,
     },
+    /// Groups that stay would shrink by more members than they may.
+    EmptiedGroups {
+        /// Some of them, those that lose most first.
+        groups: Vec<EmptiedGroup>,
+        /// How many there are beside those.
+        more: u64,
+    },
 }
+
+/// A group that would shrink too much.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct EmptiedGroup {
+    /// Its name.
+    pub group: String,
+    /// Members now.
+    pub there: u64,
+    /// Members that it would have.
+    pub left: u64,
+    /// By how many it may shrink.
+    pub limit: u64,
+}
+
+/// Groups that a refusal names.
+const GROUPS_NAMED: usize = 5;
 
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -140,6 +183,16 @@ impl fmt::Display for Violation {
             }
             Self::TooMany { kind, going, there, limit } => {
                 write!(f, "{going} of {there} {kind} would be removed, at most {limit} may at once")
+            }
+            Self::EmptiedGroups { groups, more } => {
+                for (n, EmptiedGroup { group, there, left, limit }) in groups.iter().enumerate() {
+                    let comma = if n == 0 { "" } else { ", " };
+                    write!(
+                        f,
+                        "{comma}group `{group}` would shrink from {there} to {left} members, at most {limit} may go at once"
+                    )?;
+                }
+                if *more > 0 { write!(f, ", and {more} more groups") } else { Ok(()) }
             }
         }
     }
@@ -167,12 +220,30 @@ pub fn judge(plan: &Plan, limits: &Limits) -> Vec<Violation> {
             counts.memberships.removed,
         ),
     ];
-    for (kind, limit, there, listed, going) in kinds {
-        if there > 0 && listed == 0 && going > 0 {
+    for (kind, limit, before, listed, going) in kinds {
+        // A group that is adopted brings memberships that were not the directory's before.
+        let there = before.max(going);
+        if before > 0 && listed == 0 && going > 0 {
             violations.push(Violation::EmptyListing { kind, there });
         } else if going > limit.of(there) {
             violations.push(Violation::TooMany { kind, going, there, limit: limit.of(there) });
         }
+    }
+    let emptied = plan.shrinking.iter().filter_map(|group| {
+        let limit = limits.members_of_group.of_group(group.before);
+        let loss = group.going.saturating_sub(group.coming);
+        (loss > limit).then(|| EmptiedGroup {
+            group: group.group.clone(),
+            there: group.before,
+            left: group.before.saturating_sub(loss),
+            limit,
+        })
+    });
+    let mut groups: Vec<_> = emptied.collect();
+    if !groups.is_empty() {
+        let more = groups.len().saturating_sub(GROUPS_NAMED);
+        groups.truncate(GROUPS_NAMED);
+        violations.push(Violation::EmptiedGroups { groups, more: u64::try_from(more).unwrap_or(u64::MAX) });
     }
     violations
 }
@@ -196,7 +267,12 @@ impl fmt::Display for Refusal {
         if let Some(approved) = &self.approved {
             write!(f, "; --approve named `{approved}`, but the plan is now another one")?;
         }
-        write!(f, "; nothing was changed. If this is right, run again with --approve {}", self.plan_hash)
+        write!(
+            f,
+            "; nothing was changed. If this is right, run again with --approve {}; if only the removals are in doubt, \
+             --no-remove applies the rest",
+            self.plan_hash
+        )
     }
 }
 
@@ -219,9 +295,18 @@ mod tests {
     #[test]
     fn a_limit_is_a_share_or_a_floor_whichever_is_more() {
         let limit = Limit::new(10, 3);
-        assert_eq!([0, 10, 30, 39, 40, 1_478].map(|n| limit.of(n)), [3, 3, 3, 3, 4, 147]);
+        assert_eq!([10, 30, 39, 40, 1_478].map(|n| limit.of(n)), [3, 3, 3, 4, 147]);
         assert_eq!(Limit::new(0, 0).of(u64::MAX), 0);
         assert_eq!(Limit::new(100, 0).of(u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn number_lets_at_most_half_go() {
+        let limit = Limit::new(10, 10);
+        assert_eq!([0, 1, 2, 3, 10, 19, 20, 100, 101].map(|n| limit.of(n)), [0, 1, 1, 2, 5, 10, 10, 10, 10]);
+        assert_eq!(Limit::new(100, 0).of(3), 3, "a share is meant as it is written");
+        let group = Limits::default().members_of_group;
+        assert_eq!([1, 6, 10, 13].map(|n| group.of_group(n)), [5, 5, 5, 6]);
     }
 
     #[test]

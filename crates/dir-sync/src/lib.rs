@@ -23,6 +23,14 @@ mod plan;
 
 pub mod report;
 
+pub mod metrics;
+
+pub mod progress;
+
+pub mod history;
+
+pub mod stop;
+
 pub mod run;
 
 pub use plan::Summary;

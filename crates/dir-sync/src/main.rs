@@ -3,58 +3,84 @@
 use std::io::Write;
 use std::process::ExitCode;
 
+use authz::mirror::{freshness, runs};
 use clap::Parser;
-use dir_sync::DirectorySync;
-use dir_sync::cli::{Cli, Command, Job, Output, StartError};
+use dir_sync::cli::{self, Cli, Command, Job, LogFormat, Output, StartError};
+use dir_sync::history::{Runs, Statuses, is_stale};
+use dir_sync::progress::ProgressLine;
 use dir_sync::source::error_chain;
-use tracing_subscriber::EnvFilter;
+use dir_sync::stop::Stop;
+use dir_sync::{DirectorySync, Options, Report, metrics};
+use serde::Serialize;
+use sqlx::PgPool;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, filter, fmt};
 
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    // The sign-in library prints tokens at debug level, so no filter may switch that on.
-    let filter = EnvFilter::try_from_env("DIR_SYNC_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    let filter = match "yup_oauth2=off".parse() {
-        Ok(silence) => filter.add_directive(silence),
-        Err(_) => filter,
-    };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
-
+    start_log(&cli);
     match cli.command {
         Command::Migrate(database) => {
             let migrated = async { Ok::<_, StartError>(authz::migrate(&database.connect().await?).await?) };
             match migrated.await {
                 Ok(()) => say("the tables are up to date"),
-                Err(error) => not_started(&error, Output::Text),
+                Err(error) => not_begun(&error, Output::Text),
             }
         }
-        Command::Plan(job) => match start(&job).await {
-            Ok(sync) => ended(&sync.plan().await, job.output),
-            Err(error) => not_started(&error, job.output),
-        },
-        Command::Run(job) => match start(&job).await {
-            Ok(sync) => ended(&sync.run().await, job.output),
-            Err(error) => not_started(&error, job.output),
-        },
+        Command::Plan(job) => sync(&job, DirectorySync::plan).await,
+        Command::Run(job) => sync(&job, DirectorySync::run).await,
+        Command::Runs(history) => show_runs(&history).await.unwrap_or_else(|e| not_begun(&e, history.output)),
+        Command::Status(asked) => show_status(&asked).await.unwrap_or_else(|e| not_begun(&e, asked.output)),
     }
 }
 
-async fn start(job: &Job) -> Result<DirectorySync, StartError> {
-    let pool = job.database.connect().await?;
-    let source = job.open_source().await?;
-    Ok(DirectorySync::new(pool, job.directory.clone(), source).options(job.options()))
+/// The log goes to standard error, so that standard output is the result alone.
+fn start_log(cli: &Cli) {
+    let default = match cli.log_format {
+        LogFormat::Human => "warn", // a person reads the report
+        LogFormat::Json => "info",
+    };
+    let filter = cli
+        .log
+        .as_ref()
+        .and_then(|log| EnvFilter::try_new(log).ok())
+        .unwrap_or_else(|| EnvFilter::new(default));
+    let lines = fmt::layer().with_writer(std::io::stderr);
+    let lines = match cli.log_format {
+        LogFormat::Human => lines.boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+    };
+    // INVARIANT: the sign-in library prints tokens, and no filter can switch that on (held by the test
+    // `no_token_is_in_any_log`).
+    let silent = filter::filter_fn(|metadata| !metadata.target().starts_with("yup_oauth2"));
+    tracing_subscriber::registry().with(lines.with_filter(silent)).with(filter).init();
 }
 
-fn ended(report: &dir_sync::Report, output: Output) -> ExitCode {
-    let text = match output {
+async fn sync<F: Future<Output = Report>>(job: &Job, work: impl FnOnce(DirectorySync) -> F) -> ExitCode {
+    let (report, pool) = match start(job).await {
+        Ok((pool, sync, line)) => {
+            let report = work(sync).await;
+            drop(line);
+            (report, Some(pool))
+        }
+        Err(error) => {
+            let mut report = Report::blank(&job.directory);
+            report.error = Some(error_chain(&error));
+            report.exit_code = Some(error.exit_code());
+            (report, None)
+        }
+    };
+    monitor(job, &report, pool.as_ref()).await;
+    let text = match job.output {
         Output::Text => report.to_string(),
-        Output::Json => match serde_json::to_string(report) {
-            Ok(json) => json,
-            Err(error) => return not_started(&error, Output::Text),
-        },
+        Output::Json => serde_json::to_string(&report).unwrap_or_else(|error| {
+            serde_json::json!({"status": "failed", "error": error.to_string()}).to_string()
+        }),
     };
     // What went wrong goes to standard error in the form for people, so that it is seen behind a pipe too.
-    if output == Output::Text && report.exit_code() != 0 {
+    if job.output == Output::Text && report.exit_code() != 0 {
         let _ = writeln!(std::io::stderr(), "{}", text.trim_end());
     } else {
         say(text.trim_end());
@@ -62,19 +88,82 @@ fn ended(report: &dir_sync::Report, output: Output) -> ExitCode {
     ExitCode::from(report.exit_code())
 }
 
-/// The database or the source could not be opened, so there is no run to report on.
-fn not_started(error: &dyn std::error::Error, output: Output) -> ExitCode {
+async fn start(job: &Job) -> Result<(PgPool, DirectorySync, Option<ProgressLine>), StartError> {
+    let stop = Stop::on_signals().map_err(StartError::Signals)?;
+    let opening = async { Ok::<_, StartError>((job.database.connect().await?, job.open_source().await?)) };
+    let (pool, source) = tokio::select! {
+        opened = opening => opened?,
+        reason = stop.wanted() => return Err(StartError::Stopped(reason)),
+    };
+    // Log lines and a line that is written over do not go together.
+    let drawn = if job.output == Output::Text { ProgressLine::on_terminal() } else { None };
+    let (line, progress) = drawn.unzip();
+    let options = Options { stop, progress, ..job.options() };
+    let sync = DirectorySync::new(pool.clone(), job.directory.clone(), source).options(options);
+    Ok((pool, sync, line))
+}
+
+/// Tells the monitoring. What goes wrong here is a warning: the run is as good as it was.
+async fn monitor(job: &Job, report: &Report, pool: Option<&PgPool>) {
+    if job.monitoring.metrics_file.is_none() && job.monitoring.push_gateway.is_none() {
+        return;
+    }
+    let known = match pool {
+        Some(pool) => freshness(pool, Some(&job.directory)).await.ok(),
+        None => None,
+    };
+    let text = metrics::render(report, known.as_deref().and_then(<[_]>::first));
+    if let Some(path) = &job.monitoring.metrics_file
+        && let Err(error) = metrics::write_file(path, &text)
+    {
+        tracing::warn!(file = %path.display(), error = error_chain(&error), "the metrics could not be written");
+    }
+    if let Some(gateway) = &job.monitoring.push_gateway
+        && let Err(error) = metrics::push(gateway, &report.directory, text).await
+    {
+        tracing::warn!(error = error_chain(&error), "the metrics could not be pushed");
+    }
+}
+
+async fn show_runs(asked: &cli::History) -> Result<ExitCode, StartError> {
+    let pool = asked.database.connect().await?;
+    if asked.directory.is_some() {
+        freshness(&pool, asked.directory.as_ref()).await?; // or it is not known
+    }
+    let runs = runs(&pool, asked.directory.as_ref(), asked.limit).await?;
+    show(&Runs(&runs), &serde_json::json!({"runs": runs}), asked.output);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn show_status(asked: &cli::Freshness) -> Result<ExitCode, StartError> {
+    let directories = freshness(&asked.database.connect().await?, asked.directory.as_ref()).await?;
+    let stale = asked
+        .max_age
+        .is_some_and(|max| directories.is_empty() || directories.iter().any(|d| is_stale(d, max)));
+    show(
+        &Statuses { directories: &directories, max_age: asked.max_age },
+        &serde_json::json!({"stale": stale, "directories": directories}),
+        asked.output,
+    );
+    Ok(if stale { ExitCode::from(7) } else { ExitCode::SUCCESS })
+}
+
+fn show(text: &impl std::fmt::Display, json: &impl Serialize, output: Output) {
+    match (output, serde_json::to_string(json)) {
+        (Output::Json, Ok(json)) => say(&json),
+        _ => say(text.to_string().trim_end()),
+    };
+}
+
+/// The database or the source could not be opened, so there is nothing to report on.
+fn not_begun(error: &StartError, output: Output) -> ExitCode {
     let message = error_chain(error);
     if output == Output::Json {
-        say(&serde_json::json!({
-            "status": "failed", "plan_hash": null, "counts": authz::mirror::Counts::default(), "api_calls": 0,
-            "duration_ms": 0, "error": message,
-        })
-        .to_string());
+        say(&serde_json::json!({"status": "failed", "error": message}).to_string());
     } else {
         let _ = writeln!(std::io::stderr(), "failed: {message}");
     }
-    ExitCode::from(1)
+    ExitCode::from(error.exit_code())
 }
 
 /// A reader that went away is no reason to fail: the work is done.

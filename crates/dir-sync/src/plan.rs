@@ -2,14 +2,18 @@
 
 use std::fmt;
 
-use authz::mirror::{Change, Plan, Tally};
+use authz::mirror::{ActionChange, Change, Plan, Tally, Totals};
 
 /// Bytes of names in a line, unless the first one is longer.
 const LINE: usize = 80;
+/// Users shown whose rights change, and actions shown for each.
+const USERS: usize = 6;
+const ACTIONS: usize = 3;
 /// Conflicts shown before "and n more".
 const CONFLICTS: usize = 4;
 
-/// Displays a plan in at most a dozen lines: counts in a table, then who goes, comes, is renamed or suspended.
+/// Displays a plan in at most thirty lines: counts in a table, then who goes, comes, is renamed or suspended, and who
+/// loses or gains which actions.
 #[derive(Debug)]
 pub struct Summary<'a>(pub &'a Plan);
 
@@ -92,6 +96,16 @@ impl fmt::Display for Summary<'_> {
             .collect();
         names(f, "groups renamed", moved.len() as u64, moved.into_iter())?;
         names(f, "not listed", plan.incomplete_groups.len() as u64, plan.incomplete_groups.iter().cloned())?;
+        rights(f, "lose actions", plan.actions.users_losing, &plan.actions.losing)?;
+        rights(f, "gain actions", plan.actions.users_gaining, &plan.actions.gaining)?;
+        if plan.withheld != Totals::default() {
+            let Totals { users, groups, memberships } = plan.withheld;
+            writeln!(
+                f,
+                "{:<15}{users} users, {groups} groups, {memberships} memberships stay because of --no-remove",
+                "not removed"
+            )?;
+        }
         if plan.external_users + plan.external_groups > 0 {
             writeln!(
                 f,
@@ -113,6 +127,23 @@ fn renamed(old: Option<&str>, new: Option<&str>) -> Option<String> {
     match (old, new) {
         (Some(old), Some(new)) if old != new => Some(format!("{old} → {new}")),
         _ => None,
+    }
+}
+
+/// A line for each of a few users: how many actions, and the first of them.
+fn rights(f: &mut fmt::Formatter<'_>, label: &str, users: u64, changes: &[ActionChange]) -> fmt::Result {
+    for (n, change) in changes.iter().take(USERS).enumerate() {
+        let label = if n == 0 { label } else { "" };
+        let named = change.actions.get(..ACTIONS).unwrap_or(&change.actions);
+        write!(f, "{label:<15}{}: {}", change.user, named.join(", "))?;
+        match change.count.saturating_sub(named.len() as u64) {
+            0 => writeln!(f)?,
+            more => writeln!(f, " and {more} more")?,
+        }
+    }
+    match users.saturating_sub(changes.len().min(USERS) as u64) {
+        0 => Ok(()),
+        more => writeln!(f, "{:<15}and {more} more users", ""),
     }
 }
 

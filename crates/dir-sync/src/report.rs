@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use authz::DirectoryName;
 use authz::mirror::{Counts, Plan};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -25,6 +26,25 @@ pub enum Status {
     Partial,
     /// Nothing was changed.
     Failed,
+}
+
+impl Status {
+    /// All that there are.
+    pub const ALL: [Self; 6] =
+        [Self::Applied, Self::Unchanged, Self::Planned, Self::Refused, Self::Partial, Self::Failed];
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Applied => "applied",
+            Self::Unchanged => "unchanged",
+            Self::Planned => "planned",
+            Self::Refused => "refused",
+            Self::Partial => "partial",
+            Self::Failed => "failed",
+        })
+    }
 }
 
 /// One finished run, as `--output json` prints it.
@@ -64,7 +84,29 @@ pub struct Report {
 }
 
 impl Report {
-    /// 0 done or nothing to do, 1 failed, 3 refused by the guard, 4 partial, 5 another run holds the lease.
+    /// What there is to say of a run before it began.
+    #[must_use]
+    pub fn blank(directory: &DirectoryName) -> Self {
+        Self {
+            status: Status::Failed,
+            directory: directory.to_string(),
+            run_id: None,
+            plan_hash: None,
+            counts: Counts::default(),
+            api_calls: 0,
+            duration_ms: 0,
+            plan: None,
+            refusal: None,
+            incomplete: BTreeMap::new(),
+            unknown_member_types: BTreeMap::new(),
+            foreign_everyone: 0,
+            left_out_groups: 0,
+            error: None,
+            exit_code: None,
+        }
+    }
+
+    /// 0 done or nothing to do, 1 failed, 3 refused by the guard, 4 partial, 5 another run holds the lease, 6 ended by a signal.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         self.exit_code.unwrap_or(match self.status {

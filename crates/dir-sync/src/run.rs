@@ -1,12 +1,12 @@
 //! One run: crawl, stage, plan, guard, apply, report, in this order.
 
-use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use authz::DirectoryName;
 use authz::audit::Actor;
-use authz::mirror::{Counts, PlanOptions, Planned, Run};
+use authz::mirror::{Interrupt, PlanOptions, Planned, Run, Totals};
 use rand::Rng;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
@@ -17,9 +17,14 @@ use crate::guard::{Limits, admit};
 use crate::report::{Report, Status};
 use crate::source::{Source, error_chain};
 use crate::stage::{Met, stage};
+use crate::stop::{Reason, Stop};
 
 /// Pages that may wait for the database before the crawl has to wait too.
 const WAITING_PAGES: usize = 32;
+/// How long taking a free lease may last when the run shall stop already.
+const TAKING_A_LEASE: Duration = Duration::from_secs(2);
+/// Between two interrupts: what is interrupted between two statements goes on to the next one.
+const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 
 /// A sync of one directory from one source.
 #[derive(Clone)]
@@ -39,18 +44,22 @@ pub struct Options {
     pub adopt_local: bool,
     /// Which groups are mirrored.
     pub filter: GroupFilter,
+    /// Add and change only; what the directory lists no more stays.
+    pub no_remove: bool,
     /// What may go at once.
     pub limits: Limits,
     /// The hash of a plan that may pass the limits.
     pub approve: Option<String>,
     /// Calls under way at the same time.
     pub concurrency: usize,
-    /// No run takes longer until it begins to change the mirror.
+    /// No run takes longer than this.
     pub deadline: Option<Duration>,
     /// Waits at random up to so long before it begins, so that many jobs of one minute do not meet at the quota.
     pub start_jitter: Duration,
     /// Where to show how far the crawl is.
     pub progress: Option<watch::Sender<Progress>>,
+    /// When to end early: the mirror then stays as it was.
+    pub stop: Stop,
 }
 
 impl Default for Options {
@@ -59,12 +68,14 @@ impl Default for Options {
             include_external: false,
             adopt_local: false,
             filter: GroupFilter::default(),
+            no_remove: false,
             limits: Limits::default(),
             approve: None,
             concurrency: CrawlOptions::default().concurrency,
             deadline: None,
             start_jitter: Duration::ZERO,
             progress: None,
+            stop: Stop::default(),
         }
     }
 }
@@ -84,9 +95,9 @@ impl DirectorySync {
     }
 
     /// What a run would change. The mirror stays as it is.
-    pub async fn plan(self) -> Report {
+    pub async fn plan(mut self) -> Report {
         let started = Instant::now();
-        let mut report = self.blank();
+        let mut report = Report::blank(&self.directory);
         match self.prepare_in_time(&mut report).await {
             Ok(planned) => {
                 let ended = planned.discard(None, self.source.calls(), &actor()).await;
@@ -107,14 +118,13 @@ impl DirectorySync {
     }
 
     /// Makes the mirror what the directory is, within the limits.
-    pub async fn run(self) -> Report {
+    pub async fn run(mut self) -> Report {
         let started = Instant::now();
-        let mut report = self.blank();
+        let mut report = Report::blank(&self.directory);
         match self.prepare_in_time(&mut report).await {
             Ok(planned) => {
                 if let Err(error) = self.guard_and_apply(planned, &mut report).await {
-                    report.status = Status::Failed;
-                    report.error = Some(error_chain(&error));
+                    fail(&mut report, &error);
                     self.record_failure(&report).await;
                 }
             }
@@ -123,7 +133,7 @@ impl DirectorySync {
         self.finish(report, started)
     }
 
-    async fn guard_and_apply(&self, planned: Planned, report: &mut Report) -> Result<(), authz::Error> {
+    async fn guard_and_apply(&self, planned: Planned, report: &mut Report) -> Result<(), RunError> {
         if let Err(refusal) = admit(planned.plan(), &self.options.limits, self.options.approve.as_deref()) {
             let plan = planned.discard(Some(&refusal.to_string()), self.source.calls(), &actor()).await?;
             report.plan = Some(plan);
@@ -131,11 +141,10 @@ impl DirectorySync {
             report.status = Status::Refused;
             return Ok(());
         }
-        let missing = (!report.incomplete.is_empty()).then(|| {
-            let groups: Vec<_> = report.incomplete.iter().map(|(g, why)| format!("{g}: {why}")).collect();
-            format!("not listed: {}", groups.join("; "))
-        });
-        let (plan, revision) = planned.apply(missing.as_deref(), self.source.calls(), &actor()).await?;
+        let missing = missing(report, &planned.plan().withheld);
+        let (actor, interrupt) = (actor(), planned.interrupt());
+        let applied = planned.apply(missing.as_deref(), self.source.calls(), &actor);
+        let (plan, revision) = self.unless_stopped(&interrupt, applied).await?;
         report.status = match (missing, plan.is_empty()) {
             (Some(_), _) => Status::Partial,
             (None, true) => Status::Unchanged,
@@ -146,27 +155,25 @@ impl DirectorySync {
         Ok(())
     }
 
-    /// [`Self::prepare`] after the jitter and before the deadline. Past the deadline nothing has been changed, and the
-    /// lease is given back.
-    async fn prepare_in_time(&self, report: &mut Report) -> Result<Planned, RunError> {
+    /// [`Self::prepare`] after the jitter; from its end on, the deadline counts.
+    async fn prepare_in_time(&mut self, report: &mut Report) -> Result<Planned, RunError> {
         if !self.options.start_jitter.is_zero() {
             let pause = self.options.start_jitter.mul_f64(rand::rng().random_range(0.0..=1.0));
             tracing::info!(pause_ms = pause.as_millis(), "waits before it begins");
-            tokio::time::sleep(pause).await;
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                reason = self.options.stop.wanted() => return Err(RunError::Stopped(reason)),
+            }
         }
-        let Some(deadline) = self.options.deadline else { return self.prepare(report).await };
-        if let Ok(prepared) = tokio::time::timeout(deadline, self.prepare(report)).await {
-            return prepared;
+        if let Some(deadline) = self.options.deadline {
+            self.options.stop = std::mem::take(&mut self.options.stop).or_after(deadline);
         }
-        let error = RunError::Deadline { seconds: deadline.as_secs() };
-        report.error = Some(error_chain(&error));
-        self.record_failure(report).await;
-        Err(error)
+        self.prepare(report).await
     }
 
     /// Crawl, stage and plan; a failure is recorded and gives the lease back.
     async fn prepare(&self, report: &mut Report) -> Result<Planned, RunError> {
-        let run = Run::begin(&self.pool, &self.directory, &self.source.describe()).await?;
+        let run = self.begin().await?;
         report.run_id = Some(run.id());
         tracing::info!(run_id = run.id(), directory = %self.directory, source = self.source.describe(), "run begins");
         let crawled = match self.crawl(&run).await {
@@ -187,13 +194,71 @@ impl DirectorySync {
             customer_id: crawled.customer_id.clone(),
             include_external: self.options.include_external,
             adopt_local: self.options.adopt_local,
+            no_remove: self.options.no_remove,
         };
-        match run.plan(options).await {
+        let interrupt = run.interrupt();
+        let mut failed = None;
+        let planned = async {
+            run.plan(options).await.map_err(|(run, error)| {
+                failed = Some(run);
+                error
+            })
+        };
+        match self.unless_stopped(&interrupt, planned).await {
             Ok(planned) => Ok(planned),
-            Err((run, error)) => {
-                let error = RunError::from(error);
-                give_up(run, &error, self.source.calls()).await;
+            Err(error) => {
+                if let Some(run) = failed {
+                    give_up(run, &error, self.source.calls()).await;
+                }
                 Err(error)
+            }
+        }
+    }
+
+    /// Takes the lease. A wish to stop that comes in between is answered at once if the lease is another's, and else
+    /// as soon as it is ours, so that it can be given back.
+    async fn begin(&self) -> Result<Run, RunError> {
+        let source = self.source.describe();
+        let mut beginning = pin!(Run::begin(&self.pool, &self.directory, &source));
+        tokio::select! {
+            biased;
+            begun = &mut beginning => return Ok(begun?),
+            reason = self.options.stop.wanted() => {
+                let error = RunError::Stopped(reason);
+                if let Ok(Ok(run)) = tokio::time::timeout(TAKING_A_LEASE, beginning).await {
+                    give_up(run, &error, self.source.calls()).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// What the database does, until it is done or, once the run shall stop, interrupted. What is done nonetheless counts.
+    async fn unless_stopped<T>(
+        &self,
+        interrupt: &Interrupt,
+        work: impl Future<Output = Result<T, authz::Error>>,
+    ) -> Result<T, RunError> {
+        let mut work = pin!(work);
+        let reason = tokio::select! {
+            biased;
+            done = &mut work => return Ok(done?),
+            reason = self.options.stop.wanted() => reason,
+        };
+        loop {
+            let again = async {
+                if let Err(error) = interrupt.now().await {
+                    tracing::warn!(
+                        error = error_chain(&error),
+                        "the statement under way could not be interrupted"
+                    );
+                }
+                tokio::time::sleep(INTERRUPT_EVERY).await;
+            };
+            tokio::select! {
+                biased;
+                done = &mut work => return done.map_err(|_| RunError::Stopped(reason)),
+                () = again => {}
             }
         }
     }
@@ -205,9 +270,18 @@ impl DirectorySync {
             filter: self.options.filter.clone(),
             progress: self.options.progress.clone(),
         };
+        // Only the crawl is cut off: what it has sent is still staged, so that no statement is left under way when the
+        // staging area is cleared.
+        let crawling = async {
+            tokio::select! {
+                crawled = crawl(Arc::clone(&self.source), options, sender) => Ok(crawled?),
+                reason = self.options.stop.wanted() => Err(RunError::Stopped(reason)),
+                () = run.lost() => Err(authz::Error::LeaseLost { run_id: run.id() }.into()),
+            }
+        };
         let (crawled, staged) = tokio::join!(
-            crawl(Arc::clone(&self.source), options, sender),
-            stage(run, batches, self.options.include_external, || self.source.customer_id()),
+            crawling,
+            stage(run, batches, self.options.include_external, || self.source.customer_id())
         );
         // A database that does not take the pages ends the crawl, so its error is the one to tell.
         let met = staged?;
@@ -230,26 +304,6 @@ impl DirectorySync {
         }
     }
 
-    fn blank(&self) -> Report {
-        Report {
-            status: Status::Failed,
-            directory: self.directory.to_string(),
-            run_id: None,
-            plan_hash: None,
-            counts: Counts::default(),
-            api_calls: 0,
-            duration_ms: 0,
-            plan: None,
-            refusal: None,
-            incomplete: BTreeMap::new(),
-            unknown_member_types: BTreeMap::new(),
-            foreign_everyone: 0,
-            left_out_groups: 0,
-            error: None,
-            exit_code: None,
-        }
-    }
-
     fn finish(&self, mut report: Report, started: Instant) -> Report {
         if let Some(plan) = &report.plan {
             report.plan_hash = Some(plan.hash.clone());
@@ -260,9 +314,12 @@ impl DirectorySync {
         tracing::info!(
             run_id = report.run_id,
             directory = report.directory,
-            status = ?report.status,
+            status = %report.status,
             api_calls = report.api_calls,
             duration_ms = report.duration_ms,
+            exit_code = report.exit_code(),
+            plan_hash = report.plan_hash,
+            error = report.error,
             "run ended"
         );
         report
@@ -278,12 +335,22 @@ pub enum RunError {
     /// The database, the lease or the plan.
     #[error(transparent)]
     Mirror(#[from] authz::Error),
-    /// It took too long.
-    #[error("the run was not through in {seconds} s, so nothing was changed; give it longer (`--deadline`)")]
-    Deadline {
-        /// How long it had.
-        seconds: u64,
-    },
+    /// It was to end early.
+    #[error("ended by {0} before it was done; nothing was changed")]
+    Stopped(Reason),
+}
+
+/// Why the mirror is not all that the directory is, if it will not be. A mirror that keeps people who are gone is not
+/// as fresh as the listing, so what was withheld makes a run partial too.
+fn missing(report: &Report, withheld: &Totals) -> Option<String> {
+    let groups: Vec<_> = report.incomplete.iter().map(|(g, why)| format!("{g}: {why}")).collect();
+    let listed = (!groups.is_empty()).then(|| format!("not listed: {}", groups.join("; ")));
+    let kept = (*withheld != Totals::default()).then(|| {
+        let Totals { users, groups, memberships } = withheld;
+        format!("not removed (--no-remove): {users} users, {groups} groups, {memberships} memberships")
+    });
+    let reasons: Vec<_> = [listed, kept].into_iter().flatten().collect();
+    (!reasons.is_empty()).then(|| reasons.join("; "))
 }
 
 fn actor() -> Actor {
@@ -293,9 +360,11 @@ fn actor() -> Actor {
 fn fail(report: &mut Report, error: &RunError) {
     report.status = Status::Failed;
     report.error = Some(error_chain(error));
-    if let RunError::Mirror(authz::Error::LeaseHeld { .. }) = error {
-        report.exit_code = Some(5);
-    }
+    report.exit_code = match error {
+        RunError::Mirror(authz::Error::LeaseHeld { .. } | authz::Error::LeaseLost { .. }) => Some(5),
+        RunError::Stopped(reason) => reason.is_from_outside().then_some(6),
+        RunError::Mirror(_) | RunError::Crawl(_) => None,
+    };
 }
 
 async fn give_up(run: Run, error: &RunError, api_calls: u64) {

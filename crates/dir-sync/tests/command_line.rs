@@ -144,7 +144,25 @@ async fn limits_are_options() {
     let tight = run_of(&database, &path).option("--max-removed-users", "0%,0").output().await;
     assert_eq!(tight.code, 3, "{tight:?}");
     assert!(tight.stdout.contains("\"limit\":0"), "{tight:?}");
-    assert_eq!(run_of(&database, &path).output().await.code, 0);
+    let group = Org::new("C1")
+        .user("1", "ada")
+        .user("2", "bo")
+        .group("g1", "ops")
+        .group("g2", "web")
+        .member("g2", "1");
+    let (_folder, path) = group.write();
+    let wide = |limit: &str| {
+        run_of(&database, &path)
+            .option("--max-removed-memberships", "100%,0")
+            .option("--max-removed-members-of-group", limit)
+    };
+    let tight = wide("50%,1").output().await;
+    assert_eq!(tight.code, 3, "{tight:?}");
+    assert_eq!(
+        tight.json()["refusal"]["violations"][0]["emptied_groups"]["groups"][0]["group"],
+        "ops@example.com"
+    );
+    assert_eq!(wide("50%,2").output().await.code, 0);
 }
 
 #[tokio::test]
@@ -196,7 +214,10 @@ async fn run_beside_a_living_one_has_its_own_exit_code() {
     assert_eq!((outcome.code, outcome.status().as_str()), (5, "failed"), "{outcome:?}");
     assert!(outcome.error().contains("is still at work"), "{outcome:?}");
     living.fail("enough", 0, &actor()).await.unwrap();
-    assert_eq!(run_of(&database, &path).output().await.code, 0);
+    let unlimited = run_of(&database, &path)
+        .option("--max-removed-users", "100%,0")
+        .option("--max-removed-groups", "100%,0");
+    assert_eq!(unlimited.option("--max-removed-memberships", "100%,0").output().await.code, 0);
 }
 
 #[tokio::test]

@@ -103,7 +103,7 @@ async fn external_user_stays_while_another_directory_has_it_as_a_member() {
     assert_eq!(sync_with(&pool, MAIN, &gone, include_external()).await.status, Status::Applied);
     assert_eq!(row_of_guest(&pool).await, row);
     assert!(can(&pool, GUEST).await);
-    assert_eq!(sync(&pool, "third", &third).await.status, Status::Applied);
+    assert_eq!(sync_with(&pool, "third", &third, unlimited()).await.status, Status::Applied);
     assert_eq!(row_of_guest(&pool).await.1, "deleted");
 }
 
@@ -170,7 +170,7 @@ async fn suspended_in_their_own_directory_is_suspended_everywhere() {
     let (_database, pool) = database().await;
     sync_with(&pool, MAIN, &with_guest(), include_external()).await;
     grant_to_group(&pool, "ops").await;
-    sync(&pool, "partner", &partner().set_user("x", "suspended", true)).await;
+    sync_with(&pool, "partner", &partner().set_user("x", "suspended", true), unlimited()).await;
     assert!(!can(&pool, GUEST).await);
     assert_eq!(sync_with(&pool, MAIN, &with_guest(), include_external()).await.status, Status::Unchanged);
     assert!(!can(&pool, GUEST).await);

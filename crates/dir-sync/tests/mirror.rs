@@ -128,7 +128,7 @@ async fn suspended_and_archived_users_are_denied_until_they_are_back() {
     assert!(can(&pool, "ada").await && can(&pool, "bo").await);
 
     let away = org.clone().set_user("1", "suspended", true).set_user("2", "archived", true);
-    let report = applied(&pool, &away).await;
+    let report = applied_with(&pool, &away, unlimited()).await;
     assert_eq!(report.plan.unwrap().newly_suspended, 2);
     assert!(!can(&pool, "ada").await && !can(&pool, "bo").await);
 
@@ -370,7 +370,7 @@ async fn membership_changed_by_hand_is_put_right() {
              select group_id, directory_id from authz.groups where group_name = 'c@example.com';",
     )
     .await;
-    applied(&pool, &org).await;
+    applied_with(&pool, &org, unlimited()).await;
     assert_eq!(Mirror::read(&pool, MAIN).await, right);
     assert_eq!(sync(&pool, MAIN, &org).await.status, Status::Unchanged);
 }

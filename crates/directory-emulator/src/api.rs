@@ -156,8 +156,7 @@ fn call(
 
 /// Refuses a call without a good token, without the scope, over the quota or by one who is no administrator.
 fn authorise(shared: &Shared, headers: &HeaderMap, scopes: &[&str]) -> Result<(), ApiError> {
-    let token = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_token);
-    let access = token
+    let access = bearer_token_of(headers)
         .and_then(|token| shared.tokens.access(token, clock::unix_now()))
         .ok_or_else(ApiError::unauthenticated)?;
     if !access.scopes.iter().any(|scope| scopes.contains(&scope.as_str())) {
@@ -173,6 +172,10 @@ fn authorise(shared: &Shared, headers: &HeaderMap, scopes: &[&str]) -> Result<()
     let is_admin =
         || directory.user(&subject).and_then(|user| user.get("isAdmin")) == Some(&Value::Bool(true));
     if shared.is_subject(&subject) || is_admin() { Ok(()) } else { Err(ApiError::forbidden()) }
+}
+
+pub(crate) fn bearer_token_of(headers: &HeaderMap) -> Option<&str> {
+    headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(bearer_token)
 }
 
 fn bearer_token(value: &str) -> Option<&str> {

@@ -1,4 +1,5 @@
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -8,8 +9,8 @@ use crate::call_log::Call;
 use crate::directory::{domain_of, text};
 use crate::fault::Fault;
 use crate::server::{Shared, serve};
-use crate::service_account::ServiceAccount;
-use crate::{Directory, Error, Options};
+use crate::service_account::{CLIENT_EMAIL, ServiceAccount};
+use crate::{Directory, Error, Options, keyless};
 
 /// A running server. Dropping it ends the server and all its connections.
 #[derive(Debug)]
@@ -60,6 +61,19 @@ impl Emulator {
         ServiceAccount::key_file(&token_uri(self.address))
     }
 
+    /// The text of a file with which a workload outside of Google's cloud signs in without a key: by the token in this
+    /// other file, directly or by way of the service account.
+    #[must_use]
+    pub fn external_account(&self, subject_token: &Path, impersonate: bool) -> String {
+        keyless::external_account_file(&self.url(), subject_token, impersonate)
+    }
+
+    /// The address of the service account that the metadata server of this machine knows.
+    #[must_use]
+    pub fn service_account(&self) -> &'static str {
+        CLIENT_EMAIL
+    }
+
     /// Serves another directory from the next call on: a later moment of the same organisation.
     pub fn replace_directory(&self, directory: Directory) {
         self.shared.replace_directory(Arc::new(directory));
@@ -77,7 +91,7 @@ impl Emulator {
         self.shared.api_calls.count()
     }
 
-    /// How many calls of the token endpoint have arrived.
+    /// How many calls have arrived that are about signing in: of the token endpoint, and those of signing in without a key.
     #[must_use]
     pub fn token_call_count(&self) -> u64 {
         self.shared.token_calls.count()

@@ -4,7 +4,7 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 
 use crate::directory::text;
-use crate::{Directory, Gate};
+use crate::{Directory, Gate, keyless};
 
 /// Which calls a fault looks at; paths are compared without their percent-encoding.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl Target {
     fn matches(&self, path: &str, directory: &Directory) -> bool {
         let decoded = percent_decode_str(path).decode_utf8_lossy();
         match self {
-            Self::Anything => decoded != "/token",
+            Self::Anything => decoded != "/token" && !keyless::is_keyless_path(&decoded),
             Self::Path(wanted) => decoded == *wanted,
             Self::Prefix(prefix) => decoded.starts_with(prefix.as_str()),
             Self::MembersOf(wanted) => members_key(&decoded).is_some_and(|key| {

@@ -20,6 +20,7 @@ mod parameters;
 
 mod assertion;
 mod clock;
+mod keyless;
 mod service_account;
 mod token;
 

@@ -10,7 +10,7 @@ use axum::http::header::CONTENT_LENGTH;
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
+use axum::routing::{get, post};
 use futures_util::stream;
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
@@ -26,7 +26,7 @@ use crate::fault::{Effect, Faults, Framing};
 use crate::quota::Quota;
 use crate::service_account::ServiceAccount;
 use crate::token::Tokens;
-use crate::{Directory, Options, api, token};
+use crate::{Directory, Options, api, keyless, token};
 
 /// What all connections see.
 #[derive(Debug)]
@@ -100,6 +100,9 @@ struct ClosedByFault;
 pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let router = Router::new()
         .route("/token", post(token::token))
+        .route("/computeMetadata/v1/instance/service-accounts/default/{what}", get(keyless::metadata))
+        .route("/v1/projects/-/serviceAccounts/{account}", post(keyless::credentials))
+        .route("/v1/token", post(keyless::exchange))
         .fallback(api::answer)
         .layer(from_fn_with_state(Arc::clone(&shared), observe))
         .with_state(shared);
@@ -137,8 +140,9 @@ async fn serve_connection(stream: TcpStream, router: Router) {
 /// Notes the call and lets the faults strike it.
 async fn observe(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
     let is_token = request.uri().path() == "/token";
-    let log = if is_token { &shared.token_calls } else { &shared.api_calls };
     let path = request.uri().path();
+    let is_sign_in = is_token || keyless::is_keyless_path(path);
+    let log = if is_sign_in { &shared.token_calls } else { &shared.api_calls };
     let number = log.begin(request.method().as_str(), path, request.uri().query().unwrap_or_default());
 
     let mut shaping = Shaping::default();

@@ -1,4 +1,7 @@
-use ring::signature::{KeyPair, RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, UnparsedPublicKey};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::rand::SystemRandom;
+use ring::signature::{KeyPair, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256, RsaKeyPair, UnparsedPublicKey};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
 use serde_json::json;
@@ -15,7 +18,7 @@ pub(crate) const CLIENT_ID: &str = "100000000000000000001";
 /// The one service account that the token endpoint knows.
 #[derive(Debug)]
 pub(crate) struct ServiceAccount {
-    public_key: Vec<u8>,
+    pair: RsaKeyPair,
 }
 
 impl ServiceAccount {
@@ -25,13 +28,22 @@ impl ServiceAccount {
             .map_err(|error| unusable(error.to_string()))?;
         let pair =
             RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).map_err(|error| unusable(error.to_string()))?;
-        Ok(Self { public_key: pair.public_key().as_ref().to_vec() })
+        Ok(Self { pair })
     }
 
     /// Whether the key with this id (where one is named) made this RS256 signature.
     pub(crate) fn has_signed(&self, key_id: Option<&str>, message: &[u8], signature: &[u8]) -> bool {
-        let key = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, &self.public_key);
+        let key = UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, self.pair.public_key());
         key_id.is_none_or(|id| id == TEST_KEY_ID) && key.verify(message, signature).is_ok()
+    }
+
+    /// These claims as a signed JWT, and the id of the key that signed them.
+    pub(crate) fn sign(&self, claims: &str) -> Option<(&'static str, String)> {
+        let header = json!({"alg": "RS256", "typ": "JWT", "kid": TEST_KEY_ID}).to_string();
+        let message = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(claims));
+        let mut signature = vec![0; self.pair.public().modulus_len()];
+        self.pair.sign(&RSA_PKCS1_SHA256, &SystemRandom::new(), message.as_bytes(), &mut signature).ok()?;
+        Some((TEST_KEY_ID, format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))))
     }
 
     /// The text of the JSON key file, with the given address in place of Google's token endpoint.

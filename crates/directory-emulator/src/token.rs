@@ -71,6 +71,20 @@ impl Tokens {
         Some(token)
     }
 
+    /// The answer that gives a new token.
+    pub(crate) fn grant(
+        &self,
+        subject: Option<String>,
+        scopes: Vec<String>,
+        now: u64,
+    ) -> Result<Value, TokenRefusal> {
+        let token = self.issue(subject, scopes, now).ok_or_else(|| {
+            TokenRefusal::bad_request("internal_failure", "The system gave no random bytes for a token.")
+        })?;
+        let expires_in = self.lifetime.as_secs();
+        Ok(json!({"access_token": token, "expires_in": expires_in, "token_type": "Bearer"}))
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Access>> {
         self.by_text.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -123,9 +137,5 @@ fn grant(shared: &Shared, request: &TokenRequest, now: u64) -> Result<Value, Tok
         return Err(TokenRefusal::invalid_grant("Invalid email or User ID"));
     }
 
-    let token = shared.tokens.issue(claims.sub, scopes, now).ok_or_else(|| {
-        TokenRefusal::bad_request("internal_failure", "The system gave no random bytes for a token.")
-    })?;
-    let expires_in = shared.tokens.lifetime.as_secs();
-    Ok(json!({"access_token": token, "expires_in": expires_in, "token_type": "Bearer"}))
+    shared.tokens.grant(claims.sub, scopes, now)
 }

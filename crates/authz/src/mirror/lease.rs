@@ -3,10 +3,11 @@
 //! Rows and their clock are all it needs, so it works through a connection pooler.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::stage::storable;
@@ -33,6 +34,31 @@ pub struct Run {
     pub(super) staged: Arc<Staged>,
     pub(super) staging: tokio::sync::Mutex<Staging>,
     pub(super) heartbeat: JoinHandle<()>,
+    pub(super) backend: Arc<AtomicI32>,
+    lost: watch::Receiver<bool>,
+}
+
+/// Interrupts the statement that a run has under way in its plan or apply, so that it ends now and with an error.
+#[derive(Debug, Clone)]
+pub struct Interrupt {
+    pool: PgPool,
+    backend: Arc<AtomicI32>,
+}
+
+impl Interrupt {
+    /// Interrupts what is under way at this moment; nothing, if nothing is.
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer.
+    pub async fn now(&self) -> Result<(), Error> {
+        let backend = self.backend.load(Ordering::Relaxed);
+        if backend != 0 {
+            sqlx::query_scalar!(r#"select pg_cancel_backend($1) as "cancelled!""#, backend)
+                .fetch_one(&self.pool)
+                .await?;
+        }
+        Ok(())
+    }
 }
 
 /// Rows that are in staging as far as we know; staging tables are unlogged, and a crash empties them.
@@ -63,7 +89,8 @@ impl Run {
         let (directory_id, customer_id) = directory_row(pool, directory).await?;
         let run_id = acquire(pool, directory, directory_id, source).await?;
         clear_earlier_runs(pool, directory_id, run_id).await?;
-        let heartbeat = tokio::spawn(beat(pool.clone(), directory_id, run_id));
+        let (losing, lost) = watch::channel(false);
+        let heartbeat = tokio::spawn(beat(pool.clone(), directory_id, run_id, losing));
         Ok(Self {
             pool: pool.clone(),
             run_id,
@@ -73,6 +100,8 @@ impl Run {
             staged: Arc::default(),
             staging: tokio::sync::Mutex::default(),
             heartbeat,
+            backend: Arc::default(),
+            lost,
         })
     }
 
@@ -80,6 +109,22 @@ impl Run {
     #[must_use]
     pub const fn id(&self) -> i64 {
         self.run_id
+    }
+
+    /// Waits until the lease is found to be another run's: what this one goes on to do is for nothing.
+    ///
+    /// It is only to save effort. What keeps a run without its lease from writing is the check in [`Run::plan`].
+    pub async fn lost(&self) {
+        let mut lost = self.lost.clone();
+        if lost.wait_for(|lost| *lost).await.is_err() {
+            std::future::pending::<()>().await; // the heartbeat ended, and the lock on the lease took over
+        }
+    }
+
+    /// What interrupts the plan or the apply of this run.
+    #[must_use]
+    pub fn interrupt(&self) -> Interrupt {
+        Interrupt { pool: self.pool.clone(), backend: Arc::clone(&self.backend) }
     }
 
     /// Ends a run that could not do its work: the mirror stays as it was. `message` is kept in the record.
@@ -97,6 +142,23 @@ impl Run {
 /// # Errors
 /// [`Error::Database`] if not even this could be written; the lease then ends by itself.
 pub async fn record_failure(
+    pool: &PgPool,
+    run_id: i64,
+    message: &str,
+    api_calls: u64,
+    actor: &Actor,
+) -> Result<(), Error> {
+    let mut attempts = 0;
+    loop {
+        match try_record_failure(pool, run_id, message, api_calls, actor).await {
+            // An interrupt that was meant for the statement before.
+            Err(Error::Database(error)) if attempts < 3 && has_code(&error, "57014") => attempts += 1,
+            other => return other,
+        }
+    }
+}
+
+async fn try_record_failure(
     pool: &PgPool,
     run_id: i64,
     message: &str,
@@ -186,7 +248,7 @@ async fn acquire(
         let locked = match try_acquire(pool, directory_id, source).await {
             Ok(Some(run_id)) => return Ok(run_id),
             Ok(None) => false,
-            Err(Error::Database(error)) if is_lock_timeout(&error) => true,
+            Err(Error::Database(error)) if has_code(&error, "55P03") => true, // lock_not_available
             Err(error) => return Err(error),
         };
         let holder = sqlx::query!(
@@ -246,9 +308,8 @@ async fn try_acquire(pool: &PgPool, directory_id: i32, source: &str) -> Result<O
     Ok(Some(run_id))
 }
 
-/// 55P03 `lock_not_available`.
-fn is_lock_timeout(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == "55P03")
+fn has_code(error: &sqlx::Error, wanted: &str) -> bool {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == wanted)
 }
 
 async fn clear_earlier_runs(pool: &PgPool, directory_id: i32, run_id: i64) -> Result<(), Error> {
@@ -266,7 +327,25 @@ async fn clear_earlier_runs(pool: &PgPool, directory_id: i32, run_id: i64) -> Re
     if !earlier.is_empty() {
         tracing::warn!(?earlier, "earlier runs did not end; their staging areas are cleared");
     }
-    clear(&mut *pool.acquire().await?, &earlier).await
+    // One that lost its lease, staged on and was then killed has an end and rows, so the rows say what is left over.
+    let staged = sqlx::query_scalar!(
+        r#"
+        select s.run_id as "run_id!"
+        from (
+            select run_id from authz.sync_stage_users
+            union select run_id from authz.sync_stage_groups
+            union select run_id from authz.sync_stage_members
+        ) s
+        join authz.sync_runs r on r.run_id = s.run_id
+        where r.directory_id = $1 and r.run_id < $2
+        "#,
+        directory_id,
+        run_id,
+    )
+    .fetch_all(pool)
+    .await?;
+    let leftover: Vec<_> = earlier.into_iter().chain(staged).collect();
+    clear(&mut *pool.acquire().await?, &leftover).await
 }
 
 /// Empties the staging areas of runs.
@@ -300,7 +379,7 @@ async fn clear(connection: &mut PgConnection, runs: &[i64]) -> Result<(), Error>
 
 /// Renews the lease until it is aborted. A failed renewal is only a warning: the fencing check inside the
 /// apply transaction decides, not this.
-async fn beat(pool: PgPool, directory_id: i32, run_id: i64) {
+async fn beat(pool: PgPool, directory_id: i32, run_id: i64, losing: watch::Sender<bool>) {
     let mut ticks = tokio::time::interval(HEARTBEAT_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -320,6 +399,7 @@ async fn beat(pool: PgPool, directory_id: i32, run_id: i64) {
         match renewed {
             Ok(done) if done.rows_affected() == 0 => {
                 tracing::warn!(run_id, "the lease is not ours any more");
+                losing.send_replace(true);
                 return;
             }
             Ok(_) => {}

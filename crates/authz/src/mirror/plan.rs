@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::plan_summary::count;
 use super::report::{Plan, Totals};
-use super::{Run, plan_memberships};
+use super::{Interrupt, LEASE_TTL, Run, plan_memberships};
 use crate::error::Error;
 
 /// What a sync is asked to do.
@@ -20,6 +20,8 @@ pub struct PlanOptions {
     pub include_external: bool,
     /// Link a local user or group that has the name of a directory's one, instead of reporting a conflict.
     pub adopt_local: bool,
+    /// Add and change only: what the directory lists no more stays, and is counted in [`Plan::withheld`].
+    pub no_remove: bool,
 }
 
 /// A plan in the open transaction that made it: apply it or discard it.
@@ -36,6 +38,12 @@ impl Planned {
     #[must_use]
     pub const fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// What interrupts the apply.
+    #[must_use]
+    pub fn interrupt(&self) -> Interrupt {
+        self.run.interrupt()
     }
 }
 
@@ -69,6 +77,7 @@ impl Run {
             .execute(&self.pool)
             .await?;
         let mut tx = self.pool.begin().await?;
+        self.prepare_session(&mut tx).await?;
         self.hold_lease(&mut tx).await?;
         self.heartbeat.abort(); // from here on the lock is the sign of life
         // INVARIANT: nobody else's change comes between the look at the mirror and the change of it, another
@@ -81,13 +90,47 @@ impl Run {
             self.plan_external_users(&mut tx).await?;
         }
         self.plan_removed_users(&mut tx, options).await?;
+        let mut withheld = Totals::default();
+        if options.no_remove {
+            withheld.users = self.withhold_users(&mut tx).await?;
+        }
         while self.settle_user_names(&mut tx).await? > 0 {}
         self.plan_groups(&mut tx, options).await?;
+        if options.no_remove {
+            withheld.groups = self.withhold_groups(&mut tx).await?;
+        }
         while self.settle_group_names(&mut tx).await? > 0 {}
         self.drop_idle_changes(&mut tx).await?;
         plan_memberships::compare(&mut tx, self.run_id, self.directory_id, options.include_external).await?;
-        let plan = self.read_plan(&mut tx, listed).await?;
+        if options.no_remove {
+            withheld.memberships = self.withhold_memberships(&mut tx).await?;
+        }
+        let mut plan = self.read_plan(&mut tx, listed).await?;
+        plan.withheld = withheld;
+        if !plan.is_empty() {
+            plan.actions = self.action_changes(&mut tx).await?;
+        }
         Ok((tx, plan))
+    }
+
+    /// From here on locks show that the run lives, so they must not outlive it: the server ends this session if nothing
+    /// is heard of us for as long as a lease lasts (we are paused, or our machine is gone without a word).
+    // INVARIANT: a run that was paused in its apply finds its transaction gone and writes nothing (held by the test
+    // `process_paused_in_the_apply_does_not_hold_up_the_next_run_and_writes_nothing`).
+    async fn prepare_session(&self, tx: &mut PgConnection) -> Result<(), Error> {
+        let row = sqlx::query!(
+            r#"
+            select pg_backend_pid() as "backend!",
+                   set_config('idle_in_transaction_session_timeout', $1, true) as "silence!",
+                   -- Compiling statements that run once, on estimates of tables just filled, took twelve seconds.
+                   set_config('jit', 'off', true) as "jit!"
+            "#,
+            format!("{}ms", LEASE_TTL.as_millis()),
+        )
+        .fetch_one(tx)
+        .await?;
+        self.backend.store(row.backend, Ordering::Relaxed);
+        Ok(())
     }
 
     /// The fencing check.

@@ -4,7 +4,8 @@ use sqlx::PgConnection;
 
 use super::Run;
 use super::report::{
-    Change, Conflict, Counts, GroupChange, MembershipChange, Plan, SHOWN, Tally, Totals, UserChange,
+    ActionChanges, Change, Conflict, Counts, GroupChange, MembershipChange, Plan, SHOWN, Shrinking, Tally,
+    Totals, UserChange,
 };
 use crate::error::Error;
 
@@ -83,6 +84,9 @@ impl Run {
             groups: self.group_changes(&mut *tx).await?,
             memberships: self.membership_changes(&mut *tx).await?,
             conflicts: self.conflicts(&mut *tx).await?,
+            shrinking: self.shrinking(&mut *tx).await?,
+            actions: ActionChanges::default(),
+            withheld: Totals::default(),
         })
     }
 
@@ -204,6 +208,42 @@ impl Run {
                     removed: count(row.removed),
                     changed: count(row.changed),
                 },
+            })
+            .collect())
+    }
+
+    /// All groups that stay and lose members; the listing above is cut, the guard's must not be.
+    async fn shrinking(&self, tx: &mut PgConnection) -> Result<Vec<Shrinking>, Error> {
+        let rows = sqlx::query!(
+            r#"
+            select g.group_name, s.going as "going!",
+                   (select count(*) from authz.sync_plan_members p
+                    where p.run_id = $1 and p.op = 'add' and p.group_external_id = s.external_id) as "coming!",
+                   (select count(*) from authz.group_users m where m.group_id = g.group_id)
+                   + (select count(*) from authz.group_groups m where m.parent_group_id = g.group_id)
+                   + (select count(*) from authz.group_directories m where m.group_id = g.group_id) as "before!"
+            from (
+                select p.group_id, p.group_external_id as external_id, count(*) as going
+                from authz.sync_plan_members p
+                where p.run_id = $1 and p.op = 'remove'
+                group by p.group_id, p.group_external_id
+            ) s
+            join authz.groups g on g.group_id = s.group_id
+            where not exists (select from authz.sync_plan_groups p
+                              where p.run_id = $1 and p.group_id = s.group_id and p.op = 'remove')
+            order by s.going desc, g.group_name
+            "#,
+            self.run_id,
+        )
+        .fetch_all(tx)
+        .await?;
+        Ok(rows
+            .into_iter()
+            .map(|row| Shrinking {
+                group: row.group_name,
+                before: count(row.before),
+                going: count(row.going),
+                coming: count(row.coming),
             })
             .collect())
     }

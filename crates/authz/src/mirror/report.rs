@@ -4,6 +4,8 @@ use serde::Serialize;
 
 /// At most so many rows of each kind are listed in a [`Plan`]; the counts are always exact.
 pub const SHOWN: i64 = 1000;
+/// At most so many actions are named for one user of [`ActionChanges`]; the count is always exact.
+pub const SHOWN_ACTIONS: i32 = 50;
 
 /// Everything that a sync would change. The hash names exactly these changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,6 +37,13 @@ pub struct Plan {
     pub memberships: Vec<MembershipChange>,
     /// What cannot be mirrored as it is, and why.
     pub conflicts: Vec<Conflict>,
+    /// Who may do less by it, and who more.
+    pub actions: ActionChanges,
+    /// What would go, but stays because no removal was asked for ([`super::PlanOptions::no_remove`]).
+    pub withheld: Totals,
+    /// Groups that stay and lose members: all of them, for the guard.
+    #[serde(skip)]
+    pub shrinking: Vec<Shrinking>,
 }
 
 impl Plan {
@@ -143,6 +152,46 @@ pub struct MembershipChange {
     /// How many come, go and differ.
     #[serde(flatten)]
     pub tally: Tally,
+}
+
+/// What a plan does to what people may do: registered actions that grants cover, through groups or not.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
+pub struct ActionChanges {
+    /// Users who may do some action no more.
+    pub users_losing: u64,
+    /// Users who may do some action more.
+    pub users_gaining: u64,
+    /// Who may do less, those who lose most first; with `gaining` at most [`SHOWN`].
+    pub losing: Vec<ActionChange>,
+    /// Who may do more, those who gain most first.
+    pub gaining: Vec<ActionChange>,
+}
+
+/// The actions that one user gains, or loses.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ActionChange {
+    /// The user's name, after the plan if there still is one.
+    pub user: String,
+    /// How many actions.
+    pub count: u64,
+    /// The first of them by name, at most [`SHOWN_ACTIONS`].
+    pub actions: Vec<String>,
+}
+
+/// A group that stays and loses members.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Shrinking {
+    /// The group's name.
+    pub group: String,
+    /// Members now.
+    pub before: u64,
+    /// Members that go.
+    pub going: u64,
+    /// Members that come.
+    pub coming: u64,
 }
 
 /// A row of the directory that cannot be mirrored as it is.

@@ -1,22 +1,23 @@
-//! Signing in with a service-account key: reading the key, and one shared token.
+//! Signing in, with a service-account key or without one: reading what there is, and one shared token.
 
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 use tokio::sync::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use yup_oauth2::authenticator::Authenticator;
-use yup_oauth2::error::AuthErrorCode;
 use yup_oauth2::{
     AccessToken, CustomHyperClientBuilder, Error as OauthError, ServiceAccountAuthenticator,
     ServiceAccountKey,
 };
 
+use super::keyless::{Granted, KeylessSignIn, StepError};
 use super::retry::{Attempts, RetryPolicy};
-use super::{DELEGATION_PAGE, GROUP_SCOPE, HttpsConnector, USER_SCOPE};
+use super::{DELEGATION_PAGE, GROUP_SCOPE, GoogleConfig, HttpsConnector, USER_SCOPE};
 use crate::source::{Cause, SourceError};
 
 const SCOPES: [&str; 2] = [USER_SCOPE, GROUP_SCOPE];
@@ -41,7 +42,12 @@ pub(super) fn read_key(path: &Path) -> Result<ServiceAccountKey, SourceError> {
     };
     match fields.get("type").and_then(Value::as_str) {
         Some("service_account") => {}
-        Some(other) => return Err(problem(format!("is of type `{other}`, not `service_account`"), None)),
+        Some(other) => {
+            return Err(problem(
+                format!("is of type `{other}`, neither `service_account` nor `external_account`"),
+                None,
+            ));
+        }
         None => return Err(problem("has no `type`".to_owned(), None)),
     }
     for field in ["client_email", "private_key", "token_uri"] {
@@ -59,95 +65,189 @@ pub(super) fn read_key(path: &Path) -> Result<ServiceAccountKey, SourceError> {
     Ok(key)
 }
 
+/// How to come to a token.
+enum Way {
+    Key { authenticator: Authenticator<HttpsConnector>, email: String, client_id: String, token_uri: String },
+    Keyless(Box<KeylessSignIn>),
+}
+
+/// A token, and until when it may be used if it is we who have to know.
+struct Kept {
+    token: String,
+    good_until: Option<Instant>,
+}
+
 /// One sign-in, shared by all calls.
 pub(super) struct SignIn {
-    authenticator: Authenticator<HttpsConnector>,
+    way: Way,
     // The library would post once for each caller that finds no token; behind the lock, one posts and the others wait.
-    last: Mutex<Option<String>>,
+    last: Mutex<Option<Kept>>,
     retry: RetryPolicy,
     request_timeout: Duration,
-    key_email: String,
-    client_id: String,
     subject: Option<String>,
-    token_uri: String,
 }
+
+/// A token is renewed so long before it ends.
+const MARGIN: Duration = Duration::from_mins(1);
 
 impl SignIn {
     /// Prepares to sign in, as `subject` if there is one; sends nothing yet.
-    pub(super) async fn new(
-        path: &Path,
-        subject: Option<String>,
-        connector: HttpsConnector,
-        retry: RetryPolicy,
-        request_timeout: Duration,
-    ) -> Result<Self, SourceError> {
-        let key = read_key(path)?;
-        let (key_email, token_uri) = (key.client_email.clone(), key.token_uri.clone());
-        let client_id = key.client_id.clone().unwrap_or_else(|| format!("of {key_email}"));
-        let client = Client::builder(TokioExecutor::new()).build::<_, String>(connector);
-        let mut builder =
-            ServiceAccountAuthenticator::with_client(key, CustomHyperClientBuilder::from(client));
-        if let Some(subject) = &subject {
-            builder = builder.subject(subject);
-        }
-        let authenticator = builder.build().await.map_err(|error| SourceError::Credentials {
-            message: format!(
-                "the `private_key` in credentials file `{}` is not a readable RSA key; {WHERE_KEYS_COME_FROM}",
-                path.display()
-            ),
-            cause: Some(error.into()),
-        })?;
-        let last = Mutex::new(None);
-        Ok(Self { authenticator, last, retry, request_timeout, key_email, client_id, subject, token_uri })
+    pub(super) async fn new(config: &GoogleConfig, connector: HttpsConnector) -> Result<Self, SourceError> {
+        let way = match config.credentials.as_deref() {
+            Some(path) if !is_external_account(path) => {
+                if config.keyless.service_account.is_some() {
+                    return Err(SourceError::Setting {
+                        message: "--google-service-account is for signing in without a key; the key names its account itself"
+                            .to_owned(),
+                    });
+                }
+                key_way(path, config.subject.as_deref(), connector).await?
+            }
+            file => {
+                let http = Client::builder(TokioExecutor::new()).build(connector);
+                Way::Keyless(Box::new(KeylessSignIn::new(config.keyless.clone(), file, http)?))
+            }
+        };
+        Ok(Self {
+            way,
+            last: Mutex::new(None),
+            retry: config.retry.clone(),
+            request_timeout: config.request_timeout,
+            subject: config.subject.clone(),
+        })
     }
 
     /// A token for a call; fetched if there is none or if it expires within a minute.
     pub(super) async fn token(&self) -> Result<String, SourceError> {
         let mut last = self.last.lock().await;
-        let token = self.fetch(false).await?;
-        *last = Some(token.clone());
-        Ok(token)
+        if let Some(Kept { token, good_until: Some(end) }) = &*last
+            && Instant::now() < *end
+        {
+            return Ok(token.clone());
+        }
+        let kept = self.fetch(&SCOPES, false).await?;
+        Ok(last.insert(kept).token.clone())
     }
 
     /// A token other than the one that was not accepted; fetched once, whoever asks for it.
     pub(super) async fn token_after(&self, refused: &str) -> Result<String, SourceError> {
         let mut last = self.last.lock().await;
-        if let Some(token) = last.as_deref().filter(|token| *token != refused) {
-            return Ok(token.to_owned());
+        if let Some(kept) = last.as_ref().filter(|kept| kept.token != refused) {
+            return Ok(kept.token.clone());
         }
-        let token = self.fetch(true).await?;
-        *last = Some(token.clone());
-        Ok(token)
+        let kept = self.fetch(&SCOPES, true).await?;
+        Ok(last.insert(kept).token.clone())
     }
 
-    async fn fetch(&self, mut afresh: bool) -> Result<String, SourceError> {
+    /// Signs in for one scope alone, to find out which one is missing.
+    pub(super) async fn try_scope(&self, scope: &str) -> Result<(), SourceError> {
+        self.fetch(&[scope], true).await.map(|_| ())
+    }
+
+    /// What is signed in with, in words.
+    pub(super) fn describe(&self) -> String {
+        match &self.way {
+            Way::Key { email, .. } => format!("key of service account `{email}`"),
+            Way::Keyless(way) => format!("no key; {} vouches", way.describe()),
+        }
+    }
+
+    /// Whether this is done without a key, so that there are the steps of [`Self::try_own_token`] and
+    /// [`Self::try_signature`].
+    pub(super) fn is_keyless(&self) -> bool {
+        matches!(self.way, Way::Keyless(_))
+    }
+
+    /// Whether the machine or the cluster vouches for us; for which service account.
+    pub(super) async fn try_own_token(&self) -> Result<String, SourceError> {
+        let Way::Keyless(way) = &self.way else { return Ok(self.describe()) };
+        self.bounded(|| {
+            Box::pin(async {
+                way.own_token().await?;
+                way.account().await.map(|account| format!("vouches for us; to sign as `{account}`"))
+            })
+        })
+        .await
+    }
+
+    /// Whether Google signs for the service account.
+    pub(super) async fn try_signature(&self) -> Result<String, SourceError> {
+        let Way::Keyless(way) = &self.way else { return Ok(self.describe()) };
+        self.bounded(|| {
+            Box::pin(async {
+                let own = way.own_token().await?;
+                way.sign(&own, self.subject.as_deref(), &SCOPES).await?;
+                Ok("Google signs for it".to_owned())
+            })
+        })
+        .await
+    }
+
+    async fn fetch(&self, scopes: &[&str], afresh: bool) -> Result<Kept, SourceError> {
+        let mut again = afresh;
+        self.bounded(|| {
+            // An answer without a token has been kept by the library as if it were one.
+            let afresh = std::mem::replace(&mut again, true);
+            Box::pin(async move {
+                match &self.way {
+                    Way::Key { authenticator, .. } => self.by_key(authenticator, scopes, afresh).await,
+                    Way::Keyless(way) => self.without_key(way, scopes).await,
+                }
+            })
+        })
+        .await
+    }
+
+    async fn by_key(
+        &self,
+        authenticator: &Authenticator<HttpsConnector>,
+        scopes: &[&str],
+        afresh: bool,
+    ) -> Result<Kept, StepError> {
+        let answered = if afresh {
+            authenticator.force_refreshed_token(scopes).await
+        } else {
+            authenticator.token(scopes).await
+        };
+        match answered {
+            Ok(token) => match AccessToken::token(&token) {
+                Some(token) => Ok(Kept { token: token.to_owned(), good_until: None }),
+                None => Err(StepError::Passing("the answer has no token".into())),
+            },
+            Err(OauthError::AuthError(error)) if !code_passes(error.error.as_str()) => {
+                Err(StepError::Final(self.refused(error.error.as_str(), error.error_description.as_deref())))
+            }
+            Err(error) => Err(StepError::Passing(error.into())),
+        }
+    }
+
+    async fn without_key(&self, way: &KeylessSignIn, scopes: &[&str]) -> Result<Kept, StepError> {
+        let own = way.own_token().await?;
+        let signed = way.sign(&own, self.subject.as_deref(), scopes).await?;
+        let account = way.account().await?.to_owned();
+        let refused = |code: &str, said: Option<&str>| self.refused_for(&account, None, code, said);
+        let Granted { token, lasts } = way.exchange(&signed, &refused).await?;
+        Ok(Kept { token, good_until: Some(Instant::now() + lasts.saturating_sub(MARGIN)) })
+    }
+
+    /// Tries until it works, fails for good, or has failed often enough.
+    async fn bounded<'a, T>(
+        &self,
+        mut step: impl FnMut() -> BoxFuture<'a, Result<T, StepError>> + Send,
+    ) -> Result<T, SourceError> {
         let mut attempts = Attempts::new(&self.retry);
         loop {
-            let request = async {
-                if afresh {
-                    self.authenticator.force_refreshed_token(&SCOPES).await
-                } else {
-                    self.authenticator.token(&SCOPES).await
-                }
-            };
-            let cause: Cause = match timeout(self.request_timeout, request).await {
-                Ok(Ok(token)) => match AccessToken::token(&token) {
-                    Some(token) => return Ok(token.to_owned()),
-                    None => "the answer has no token".into(),
-                },
-                Ok(Err(OauthError::AuthError(error))) if !passes(&error.error) => {
-                    return Err(self.refused(&error.error, error.error_description.as_deref()));
-                }
-                Ok(Err(error)) => error.into(),
+            let cause: Cause = match timeout(self.request_timeout, step()).await {
+                Ok(Ok(done)) => return Ok(done),
+                Ok(Err(StepError::Final(error))) => return Err(error),
+                Ok(Err(StepError::Passing(cause))) => cause,
                 Err(elapsed) => elapsed.into(),
             };
-            // An answer without a token has been kept by the library as if it were one.
-            afresh = true;
             let Some(pause) = attempts.failed(false, None) else {
-                let what = format!("sign-in at {}", self.token_uri);
                 return Err(SourceError::Credentials {
                     message: format!(
-                        "no usable answer for the {what} in {} attempts; try again later",
+                        "no usable answer for the sign-in at {} in {} attempts; try again later",
+                        self.place(),
                         attempts.made()
                     ),
                     cause: Some(cause),
@@ -162,11 +262,30 @@ impl SignIn {
         }
     }
 
-    fn refused(&self, code: &AuthErrorCode, description: Option<&str>) -> SourceError {
-        let code = code.as_str();
+    fn place(&self) -> String {
+        match &self.way {
+            Way::Key { token_uri, .. } => token_uri.clone(),
+            Way::Keyless(way) => format!("{} (by {})", way.token_url(), way.describe()),
+        }
+    }
+
+    fn refused(&self, code: &str, description: Option<&str>) -> SourceError {
+        match &self.way {
+            Way::Key { email, client_id, .. } => self.refused_for(email, Some(client_id), code, description),
+            Way::Keyless(_) => self.refused_for("", None, code, description),
+        }
+    }
+
+    fn refused_for(
+        &self,
+        key_email: &str,
+        client_id: Option<&str>,
+        code: &str,
+        description: Option<&str>,
+    ) -> SourceError {
         let said =
             description.map_or_else(|| code.to_owned(), |description| format!("{code}: {description}"));
-        let Self { key_email, client_id, .. } = self;
+        let client_id = client_id.map_or_else(|| format!("of {key_email}"), str::to_owned);
         let message = match (code, self.subject.as_deref()) {
             ("unauthorized_client" | "access_denied", subject) => {
                 let role = if subject.is_some() {
@@ -201,15 +320,39 @@ impl SignIn {
     }
 }
 
-// Whether the token endpoint may answer differently in a moment.
-fn passes(code: &AuthErrorCode) -> bool {
-    let AuthErrorCode::Other(code) = code else { return false };
+/// Whether the token endpoint may answer differently in a moment.
+pub(super) fn code_passes(code: &str) -> bool {
     matches!(
-        code.as_str(),
+        code,
         "internal_failure"
             | "server_error"
             | "temporarily_unavailable"
             | "backend_error"
             | "rate_limit_exceeded"
     )
+}
+
+/// Whether the file is one of workload identity federation; what is wrong with another is said when it is read.
+fn is_external_account(path: &Path) -> bool {
+    let read = std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    read.is_some_and(|value| value.get("type").and_then(Value::as_str) == Some("external_account"))
+}
+
+async fn key_way(path: &Path, subject: Option<&str>, connector: HttpsConnector) -> Result<Way, SourceError> {
+    let key = read_key(path)?;
+    let (email, token_uri) = (key.client_email.clone(), key.token_uri.clone());
+    let client_id = key.client_id.clone().unwrap_or_else(|| format!("of {email}"));
+    let client = Client::builder(TokioExecutor::new()).build::<_, String>(connector);
+    let mut builder = ServiceAccountAuthenticator::with_client(key, CustomHyperClientBuilder::from(client));
+    if let Some(subject) = subject {
+        builder = builder.subject(subject);
+    }
+    let authenticator = builder.build().await.map_err(|error| SourceError::Credentials {
+        message: format!(
+            "the `private_key` in credentials file `{}` is not a readable RSA key; {WHERE_KEYS_COME_FROM}",
+            path.display()
+        ),
+        cause: Some(error.into()),
+    })?;
+    Ok(Way::Key { authenticator, email, client_id, token_uri })
 }

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use authz::DirectoryName;
 use authz::audit::Actor;
+use dir_sync::guard::{Limit, Limits};
 use dir_sync::source::Source;
 use dir_sync::{DirectorySync, Options, Report, Status};
 use sqlx::postgres::PgPoolOptions;
@@ -63,6 +64,13 @@ pub(crate) fn organisation(moment: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("../../examples/data/org-{moment}.json.gz"))
 }
 
+/// Whatever goes may go.
+pub(crate) fn unlimited() -> Options {
+    let all = Limit::new(100, 0);
+    let limits = Limits { users: all, groups: all, memberships: all, members_of_group: all };
+    Options { limits, ..Options::default() }
+}
+
 pub(crate) fn include_external() -> Options {
     Options { include_external: true, ..Options::default() }
 }
@@ -94,7 +102,11 @@ pub(crate) async fn sync_with(pool: &PgPool, directory: &str, org: &Org, options
 
 /// A sync of `main` that has something to do and does it: the mirror then is what the directory is.
 pub(crate) async fn applied(pool: &PgPool, org: &Org) -> Report {
-    let report = sync(pool, MAIN, org).await;
+    applied_with(pool, org, Options::default()).await
+}
+
+pub(crate) async fn applied_with(pool: &PgPool, org: &Org, options: Options) -> Report {
+    let report = sync_with(pool, MAIN, org, options).await;
     assert_eq!(report.status, Status::Applied, "{report}");
     assert_eq!(Mirror::read(pool, MAIN).await, Mirror::wanted(&org.json(), false));
     report

@@ -1,0 +1,122 @@
+//! What is known of the runs so far: their history, and how fresh each directory is.
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::PgExecutor;
+
+use crate::error::Error;
+use crate::name::DirectoryName;
+
+/// A run as `authz.sync_runs` records it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct RunRecord {
+    /// Its number.
+    pub run_id: i64,
+    /// The directory.
+    pub directory: String,
+    /// Where it read from, in words.
+    pub source: String,
+    /// When it took the lease.
+    pub started_at: DateTime<Utc>,
+    /// When it ended; `None` while it is at work, or if it was killed and no other run came yet.
+    pub finished_at: Option<DateTime<Utc>>,
+    /// `running`, `applied`, `unchanged`, `planned`, `refused`, `partial`, `failed` or `abandoned`.
+    pub status: String,
+    /// The plan's hash, if it came to a plan.
+    pub plan_hash: Option<String>,
+    /// What was or would be changed: [`super::Counts`] as JSON.
+    pub counts: Option<serde_json::Value>,
+    /// API calls that it made.
+    pub api_calls: Option<i64>,
+    /// What failed, was refused, or is missing.
+    pub message: Option<String>,
+}
+
+/// How fresh the mirror of a directory is, by the database's clock.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Freshness {
+    /// The directory.
+    pub directory: String,
+    /// When the newest complete sync began to read; `None` if there was none.
+    pub last_complete_sync_at: Option<DateTime<Utc>>,
+    /// Seconds since then.
+    pub age_seconds: Option<f64>,
+    /// The newest run's number.
+    pub last_run_id: Option<i64>,
+    /// The newest run's status.
+    pub last_status: Option<String>,
+    /// When the newest run ended.
+    pub last_finished_at: Option<DateTime<Utc>>,
+    /// The run that holds the lease.
+    pub lease_run_id: Option<i64>,
+    /// For how many seconds the lease is good without another heartbeat.
+    pub lease_seconds: Option<f64>,
+}
+
+/// The newest runs, newest first, at most `limit`; of one directory or of all.
+///
+/// # Errors
+/// [`Error::Database`] if the database does not answer, [`Error::NotMigrated`].
+pub async fn runs(
+    executor: impl PgExecutor<'_>,
+    directory: Option<&DirectoryName>,
+    limit: u32,
+) -> Result<Vec<RunRecord>, Error> {
+    Ok(sqlx::query_as!(
+        RunRecord,
+        r#"
+        select r.run_id, d.directory_name as directory, r.source, r.started_at, r.finished_at, r.status, r.plan_hash,
+               r.counts, r.api_calls, r.message
+        from authz.sync_runs r
+        join authz.directories d on d.directory_id = r.directory_id
+        where $1::text is null or d.directory_name = $1
+        order by r.run_id desc
+        limit $2
+        "#,
+        directory.map(DirectoryName::as_str),
+        i64::from(limit),
+    )
+    .fetch_all(executor)
+    .await?)
+}
+
+/// How fresh the directories are that are synced, or the one that is named, by name.
+///
+/// # Errors
+/// [`Error::UnknownDirectory`] if the named one is not known, [`Error::Database`] if the database does not answer,
+/// [`Error::NotMigrated`].
+pub async fn freshness(
+    executor: impl PgExecutor<'_>,
+    directory: Option<&DirectoryName>,
+) -> Result<Vec<Freshness>, Error> {
+    let found = sqlx::query_as!(
+        Freshness,
+        r#"
+        select d.directory_name as directory, d.last_complete_sync_at,
+               greatest(extract(epoch from clock_timestamp() - d.last_complete_sync_at), 0)::float8 as age_seconds,
+               r.run_id as "last_run_id?", r.status as "last_status?", r.finished_at as last_finished_at,
+               l.run_id as "lease_run_id?",
+               extract(epoch from l.expires_at - clock_timestamp())::float8 as lease_seconds
+        from authz.directories d
+        left join lateral (
+            select r.run_id, r.status, r.finished_at
+            from authz.sync_runs r
+            where r.directory_id = d.directory_id
+            order by r.run_id desc
+            limit 1
+        ) r on true
+        left join authz.sync_leases l on l.directory_id = d.directory_id
+        where d.directory_id <> 0 and ($1::text is null or d.directory_name = $1)
+        order by d.directory_name
+        "#,
+        directory.map(DirectoryName::as_str),
+    )
+    .fetch_all(executor)
+    .await?;
+    match directory {
+        Some(directory) if found.is_empty() => Err(Error::UnknownDirectory(directory.clone())),
+        _ => Ok(found),
+    }
+}

@@ -1,0 +1,165 @@
+//! What a run tells the monitoring: an OpenMetrics text, as a file for a collector or sent to a push gateway.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::path::Path;
+use std::time::Duration;
+
+use authz::mirror::{Freshness, Tally, Totals};
+use http_body_util::Full;
+use hyper::Request;
+use hyper::body::Bytes;
+use hyper::header::CONTENT_TYPE;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use url::Url;
+
+use crate::google::connector;
+use crate::report::{Report, Status};
+
+/// How long a push gateway may take.
+const PUSH_WITHIN: Duration = Duration::from_secs(10);
+
+/// A run and the freshness of its directory as OpenMetrics text. All are gauges of the newest run.
+///
+/// Without a known freshness that line is missing, so an alert on its age still fires on the value of before.
+#[must_use]
+pub fn render(report: &Report, freshness: Option<&Freshness>) -> String {
+    let mut text = Text { text: String::new(), directory: &report.directory };
+    text.family(
+        "dir_sync_last_run_exit_code",
+        "Exit code of the newest run: 0 done, 1 failed, 3 refused, 4 partial",
+    );
+    text.value("dir_sync_last_run_exit_code", "", report.exit_code());
+    text.family("dir_sync_last_run_status", "1 for the status of the newest run");
+    for status in Status::ALL {
+        let label = format!(",status=\"{status}\"");
+        text.value("dir_sync_last_run_status", &label, u8::from(status == report.status));
+    }
+    text.family("dir_sync_last_run_duration_seconds", "How long the newest run took");
+    text.value(
+        "dir_sync_last_run_duration_seconds",
+        "",
+        Duration::from_millis(report.duration_ms).as_secs_f64(),
+    );
+    text.family("dir_sync_last_run_api_calls", "API calls of the newest run, retries included");
+    text.value("dir_sync_last_run_api_calls", "", report.api_calls);
+    text.family("dir_sync_last_run_changes", "Rows that the newest run changed, or would have");
+    let counts = &report.counts;
+    for (kind, tally) in
+        [("users", counts.users), ("groups", counts.groups), ("memberships", counts.memberships)]
+    {
+        let Tally { added, removed, changed } = tally;
+        for (change, count) in [("added", added), ("removed", removed), ("changed", changed)] {
+            text.value("dir_sync_last_run_changes", &format!(",kind=\"{kind}\",change=\"{change}\""), count);
+        }
+    }
+    text.family("dir_sync_last_run_incomplete_groups", "Groups whose members could not be listed");
+    text.value("dir_sync_last_run_incomplete_groups", "", report.incomplete.len());
+    if let Some(plan) = &report.plan {
+        text.family("dir_sync_last_run_listed", "What the source listed in the newest run");
+        let Totals { users, groups, memberships } = plan.listed;
+        for (kind, count) in [("users", users), ("groups", groups), ("memberships", memberships)] {
+            text.value("dir_sync_last_run_listed", &format!(",kind=\"{kind}\""), count);
+        }
+        text.family(
+            "dir_sync_last_run_conflicts",
+            "Rows of the directory that cannot be mirrored as they are",
+        );
+        text.value("dir_sync_last_run_conflicts", "", plan.conflicts.len());
+        text.family("dir_sync_last_run_users_losing_actions", "Users who may do less by the newest plan");
+        text.value("dir_sync_last_run_users_losing_actions", "", plan.actions.users_losing);
+        text.family("dir_sync_last_run_users_gaining_actions", "Users who may do more by the newest plan");
+        text.value("dir_sync_last_run_users_gaining_actions", "", plan.actions.users_gaining);
+    }
+    if let Some(complete) = freshness.and_then(|freshness| freshness.last_complete_sync_at) {
+        let name = "dir_sync_last_complete_sync_timestamp_seconds";
+        text.family(name, "When the newest complete sync began to read, in Unix time");
+        text.value(name, "", complete.timestamp());
+    }
+    text.text.push_str("# EOF\n");
+    text.text
+}
+
+struct Text<'a> {
+    text: String,
+    directory: &'a str,
+}
+
+// Writing into a string does not fail. A directory's name has no character that a label would have to escape.
+impl Text<'_> {
+    fn family(&mut self, name: &str, help: &str) {
+        let _ = writeln!(self.text, "# TYPE {name} gauge\n# HELP {name} {help}");
+    }
+
+    fn value(&mut self, name: &str, labels: &str, value: impl std::fmt::Display) {
+        let _ = writeln!(self.text, "{name}{{directory=\"{}\"{labels}}} {value}", self.directory);
+    }
+}
+
+/// Writes the file in one step: a collector reads the old text or the new one.
+///
+/// # Errors
+/// If the folder cannot be written to.
+pub fn write_file(path: &Path, text: &str) -> io::Result<()> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
+    // Not with the ending that a collector looks for.
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}.tmp", std::process::id()));
+    let temporary = path.with_file_name(hidden);
+    let written = (|| {
+        let mut file = std::fs::File::create(&temporary)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)
+    })();
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Why a push gateway has not taken the text.
+#[derive(Debug, thiserror::Error)]
+pub enum PushError {
+    /// The address is none.
+    #[error("`{0}` is no address of a push gateway; write one such as `http://pushgateway:9091`")]
+    Address(String),
+    /// No TLS.
+    #[error(transparent)]
+    Source(#[from] crate::source::SourceError),
+    /// The request cannot be written.
+    #[error("the request cannot be written")]
+    Request(#[from] hyper::http::Error),
+    /// Nobody answers there.
+    #[error("the push gateway cannot be reached")]
+    Unreachable(#[from] hyper_util::client::legacy::Error),
+    /// No answer in time.
+    #[error("the push gateway did not answer in ten seconds")]
+    Late,
+    /// It does not want it.
+    #[error("the push gateway answered with status {0}")]
+    Refused(u16),
+}
+
+/// Puts the text in place of what the gateway has of this job and directory.
+///
+/// # Errors
+/// [`PushError`]; the run is as good as it was.
+pub async fn push(gateway: &str, directory: &str, text: String) -> Result<(), PushError> {
+    let directory = utf8_percent_encode(directory, NON_ALPHANUMERIC);
+    let address = format!("{}/metrics/job/dir-sync/directory/{directory}", gateway.trim_end_matches('/'));
+    let url = Url::parse(&address)
+        .ok()
+        .filter(|url| matches!(url.scheme(), "http" | "https"))
+        .ok_or_else(|| PushError::Address(gateway.to_owned()))?;
+    let request = Request::put(url.as_str())
+        .header(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")
+        .body(Full::new(Bytes::from(text)))?;
+    let client = Client::builder(TokioExecutor::new()).build(connector()?);
+    let answer =
+        tokio::time::timeout(PUSH_WITHIN, client.request(request)).await.map_err(|_| PushError::Late)??;
+    if answer.status().is_success() { Ok(()) } else { Err(PushError::Refused(answer.status().as_u16())) }
+}

@@ -1,0 +1,169 @@
+//! What people who operate it look at: logs, history, freshness, metrics.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test stops at the first surprise")]
+
+mod support;
+
+use std::path::Path;
+
+use serde_json::Value;
+use testdb::Database;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use self::support::*;
+
+fn org() -> Org {
+    Org::new("C1").user("1", "ada").user("2", "bo").group("g1", "ops").member("g1", "1").member("g1", "2")
+}
+
+fn run_of(database: &Database, path: &Path) -> Program {
+    Program::job("run", database.url()).file(path)
+}
+
+fn ask(command: &str, database: &Database) -> Program {
+    Program::new(command).option("--database-url", database.url())
+}
+
+#[tokio::test]
+async fn json_log_is_one_object_a_line_and_ends_with_the_run() {
+    let (database, _pool) = database().await;
+    let (_folder, path) = org().write();
+    let outcome = run_of(&database, &path).option("--log-format", "json").output().await;
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    let lines: Vec<Value> = outcome.stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let last = lines.last().unwrap();
+    assert_eq!(
+        (&last["message"], &last["status"], &last["exit_code"]),
+        (&"run ended".into(), &"applied".into(), &0.into())
+    );
+    assert!(lines.iter().all(|line| line["timestamp"].is_string() && line["level"].is_string()));
+    let quiet = run_of(&database, &path).environment("DIR_SYNC_LOG_FORMAT", "json").option("--log", "warn");
+    assert_eq!(quiet.output().await.stderr, "");
+}
+
+#[tokio::test]
+async fn history_and_freshness_are_told() {
+    let (database, pool) = database().await;
+    let stale = ask("status", &database).option("--max-age", "1h").output().await;
+    assert_eq!(stale.code, 7, "nothing was ever synced: {stale:?}");
+    let unknown = ask("status", &database).option("--directory", MAIN).output().await;
+    assert_eq!(unknown.code, 1, "{unknown:?}");
+    assert!(unknown.stderr.contains("`main` is not known"), "{unknown:?}");
+
+    applied(&pool, &org()).await;
+    let (_folder, path) = Org::new("C1").user("3", "cy").write();
+    assert_eq!(run_of(&database, &path).output().await.code, 3);
+    let fresh = ask("status", &database).option("--max-age", "1h").option("--output", "json").output().await;
+    assert_eq!(fresh.code, 0, "{fresh:?}");
+    let main = &fresh.json()["directories"][0];
+    assert_eq!((&main["directory"], &main["last_status"]), (&"main".into(), &"refused".into()));
+    assert!(main["age_seconds"].as_f64().unwrap() < DEADLINE.as_secs_f64());
+    execute(&pool, "update authz.directories set last_complete_sync_at = now() - interval '3 hours' where directory_id <> 0").await;
+    let stale = ask("status", &database).option("--max-age", "2h").output().await;
+    assert_eq!(stale.code, 7, "{stale:?}");
+    assert!(
+        stale.stdout.contains("3 h 0 min old, which is more than 2 h 0 min; run 2 is the newest: refused"),
+        "{stale:?}"
+    );
+    assert_eq!(ask("status", &database).output().await.code, 0, "asked without a limit");
+
+    let runs = ask("runs", &database).option("--output", "json").output().await.json();
+    let statuses: Vec<_> =
+        runs["runs"].as_array().unwrap().iter().map(|run| run["status"].as_str().unwrap()).collect();
+    assert_eq!(statuses, ["refused", "applied"], "the newest first");
+    let text = ask("runs", &database).option("--directory", MAIN).option("--limit", "1").output().await;
+    assert_eq!(text.stdout.lines().count(), 2, "{text:?}");
+    assert!(
+        text.stdout.contains("refused") && text.stdout.contains("2 of 2 users would be removed"),
+        "{text:?}"
+    );
+    assert_eq!(ask("runs", &database).option("--directory", "other").output().await.code, 1);
+    assert_eq!(ask("status", &database).option("--max-age", "soon").output().await.code, 2);
+}
+
+#[tokio::test]
+async fn metrics_file_tells_how_each_run_ended() {
+    let (database, pool) = database().await;
+    let (folder, path) = org().write();
+    let file = folder.path().join("dir_sync.prom");
+    let with_metrics = |program: Program| {
+        let file = file.clone();
+        async move {
+            let outcome = program.option("--metrics-file", &file).output().await;
+            (outcome.code, std::fs::read_to_string(file).unwrap())
+        }
+    };
+    let (code, text) = with_metrics(run_of(&database, &path)).await;
+    assert_eq!(code, 0);
+    let since = number(&pool, "select floor(extract(epoch from last_complete_sync_at))::bigint from authz.directories where directory_id <> 0").await;
+    for line in [
+        "dir_sync_last_run_exit_code{directory=\"main\"} 0".to_owned(),
+        "dir_sync_last_run_status{directory=\"main\",status=\"applied\"} 1".to_owned(),
+        "dir_sync_last_run_status{directory=\"main\",status=\"failed\"} 0".to_owned(),
+        "dir_sync_last_run_changes{directory=\"main\",kind=\"users\",change=\"added\"} 2".to_owned(),
+        "dir_sync_last_run_listed{directory=\"main\",kind=\"memberships\"} 2".to_owned(),
+        format!("dir_sync_last_complete_sync_timestamp_seconds{{directory=\"main\"}} {since}"),
+    ] {
+        assert!(text.lines().any(|other| other == line), "`{line}` is not in:\n{text}");
+    }
+    assert!(text.ends_with("# EOF\n"));
+    let (_folder, other) = Org::new("C1").user("3", "cy").write();
+    let (code, text) = with_metrics(run_of(&database, &other)).await;
+    assert_eq!(code, 3);
+    assert!(text.contains("status=\"refused\"} 1") && text.contains("sync_timestamp_seconds"), "{text}");
+    let (code, text) = with_metrics(Program::job("run", "postgres://127.0.0.1:1/none").file(&path)).await;
+    assert_eq!(code, 1);
+    assert!(
+        text.contains("exit_code{directory=\"main\"} 1") && text.contains("status=\"failed\"} 1"),
+        "{text}"
+    );
+    let names: Vec<_> =
+        std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 2, "a file was left behind: {names:?}");
+
+    let nowhere =
+        run_of(&database, &path).option("--metrics-file", "/nonexistent/dir_sync.prom").output().await;
+    assert_eq!(nowhere.code, 0, "metrics that cannot be written are a warning: {nowhere:?}");
+    assert!(nowhere.stderr.contains("could not be written"), "{nowhere:?}");
+}
+
+/// A push gateway that takes one request and answers with this status.
+async fn gateway(status: u16) -> (String, tokio::task::JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let taken = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"# EOF\n") {
+            assert!(stream.read_buf(&mut request).await.unwrap() > 0, "the request ended early");
+        }
+        let answer = format!("HTTP/1.1 {status} x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        String::from_utf8(request).unwrap()
+    });
+    (address, taken)
+}
+
+#[tokio::test]
+async fn push_gateway_is_told_and_never_fails_a_run() {
+    let (database, _pool) = database().await;
+    let (_folder, path) = org().write();
+    let (address, taken) = gateway(200).await;
+    let outcome = run_of(&database, &path).option("--push-gateway", format!("{address}/")).output().await;
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""), "{outcome:?}");
+    let request = taken.await.unwrap();
+    assert!(request.starts_with("PUT /metrics/job/dir-sync/directory/main HTTP/1.1\r\n"), "{request}");
+    assert!(request.contains("dir_sync_last_run_exit_code{directory=\"main\"} 0\n"), "{request}");
+
+    let (refusing, _taken) = gateway(400).await;
+    for (address, says) in [
+        (refusing.as_str(), "answered with status 400"),
+        ("http://127.0.0.1:1", "cannot be reached"),
+        ("pushgateway:9091", "is no address of a push gateway"),
+    ] {
+        let outcome = run_of(&database, &path).environment("DIR_SYNC_PUSH_GATEWAY", address).output().await;
+        assert_eq!((outcome.code, outcome.status().as_str()), (0, "unchanged"), "{outcome:?}");
+        assert!(outcome.stderr.contains(says), "{outcome:?}");
+    }
+}
