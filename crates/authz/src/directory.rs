@@ -22,7 +22,8 @@ pub async fn require_fresh(executor: impl PgExecutor<'_>, max: Duration) -> Resu
 }
 
 /// How long ago, by the database's clock, the directory that is furthest behind was synced completely. `None` if one
-/// never was, zero if there is no directory but what is kept by hand.
+/// never was, zero if there is no directory but what is kept by hand. A directory from which nobody and nothing has come
+/// yet, such as one that a first `dir-sync plan` has only looked at, does not count: no right comes from it.
 ///
 /// # Errors
 /// [`Error::Database`] if the database does not answer.
@@ -33,6 +34,10 @@ pub async fn age(executor: impl PgExecutor<'_>) -> Result<Option<Duration>, Erro
                extract(epoch from clock_timestamp() - min(d.last_complete_sync_at))::float8 as seconds
         from authz.directories d
         where d.directory_id <> 0
+          and (d.last_complete_sync_at is not null
+               or exists (select from authz.users u where u.directory_id = d.directory_id)
+               or exists (select from authz.groups g where g.directory_id = d.directory_id)
+               or exists (select from authz.group_directories gd where gd.directory_id = d.directory_id))
         "#
     )
     .fetch_one(executor)

@@ -110,6 +110,8 @@ impl Authz {
         user: impl Into<UserKey<'u>>,
         action: &ActionName,
     ) -> Result<Explanation, Error> {
+        let user = user.into();
+        self.require_fresh_directories().await?;
         crate::explain(&self.pool, user, action).await
     }
 

@@ -27,6 +27,10 @@
 //! in transaction mode: each poll is one transaction. The host's pool then needs what every user of sqlx needs there,
 //! `statement_cache_capacity(0)`; notifications do not come through, so polling alone keeps the snapshot fresh.
 //!
+//! Behind a standby of a standby, an outage between the primary and the first of them cannot be seen from the second.
+//! Where that matters set [`Options::max_directory_age`]: what a sync writes on the primary must then arrive. Several
+//! standbys may share one name; a poll that meets one which is not as far as the last one counts as no answer.
+//!
 //! The listener has a connection of its own, opened with the options of the host's pool. A poll takes one from the
 //! pool; a pool that the host has used up lets the snapshot grow old.
 //!
@@ -34,6 +38,10 @@
 //! the first poll, which comes at once or within [`Options::max_staleness`].
 //!
 //! # What it costs
+//! A check takes no lock and allocates nothing, except that one of an action which nobody has registered may write a
+//! warning. Each thread keeps the state that it has seen last until its next check, so threads that have stopped
+//! asking, such as those of a pool that has shrunk, can hold on to an old one: beside the sizes below.
+//!
 //! Every user's name is held, but only those groups and memberships that some grant can reach. See [`Size`].
 //!
 //! # Metrics and events
@@ -236,7 +244,8 @@ impl Options {
         self
     }
 
-    /// How often the database is asked whether something has changed; 1 second unless set.
+    /// How often the database is asked whether something has changed; 1 second unless set, and at least three times in
+    /// [`Self::max_staleness`].
     pub const fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = interval;
         self
@@ -266,7 +275,9 @@ impl Options {
     ///
     /// # Errors
     /// [`Error::Database`] if the database does not answer; [`Error::NotMigrated`].
-    pub async fn start(self, pool: PgPool) -> Result<Snapshot, Error> {
+    pub async fn start(mut self, pool: PgPool) -> Result<Snapshot, Error> {
+        // A poll that is late once must not make the snapshot stale.
+        self.poll_interval = self.poll_interval.min(self.max_staleness / 3);
         let by_sub = self.by_sub;
         let (refresher, shared, owner) = Refresher::first(self, pool).await?;
         tokio::spawn(refresher.run());

@@ -24,7 +24,8 @@ mod tower;
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, InvalidHeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::request::Parts;
@@ -38,6 +39,9 @@ use crate::name::UserName;
 use crate::permit::{Action, On, Permit, Question, Refusal};
 use crate::service::Authz;
 use crate::snapshot::Snapshot;
+
+/// How often the log is told that nobody can decide.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
 /// An error of the host's own.
 type Cause = Box<dyn StdError + Send + Sync>;
@@ -113,6 +117,8 @@ struct Inner {
     user: Arc<FindUser>,
     reveal_reason: bool,
     challenge: HeaderValue,
+    /// When the log was last told of an outage.
+    told: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Gate {
@@ -129,6 +135,7 @@ impl Gate {
             user: Arc::new(move |parts| user(parts).identified()),
             reveal_reason: false,
             challenge: HeaderValue::from_static("Bearer"),
+            told: Arc::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -178,8 +185,7 @@ impl Gate {
             Ok(Some(user)) => Ok(user),
             Ok(None) => Err(Rejection(Answer::NoUser { challenge: self.inner.challenge.clone() })),
             Err(error) => {
-                let error: &(dyn StdError + 'static) = &*error;
-                tracing::error!(error, "a request's user could not be found out, so it was refused");
+                self.tell(&*error, "a request's user could not be found out, so it was refused");
                 Err(Rejection(Answer::Undecided))
             }
         }
@@ -187,6 +193,23 @@ impl Gate {
 
     async fn ask<A>(&self, question: Question<A>, user: &UserName) -> Result<Permit<A>, Rejection> {
         self.inner.decider.ask(question, user).await.map_err(|refusal| self.refused(refusal))
+    }
+
+    /// An outage is an error in the log once in a while, not once per request.
+    fn tell(&self, error: &(dyn StdError + 'static), what: &'static str) {
+        let now = Instant::now();
+        let is_due = self.inner.told.try_lock().is_ok_and(|mut told| {
+            let is_due = told.is_none_or(|told| now.saturating_duration_since(told) >= TELL_EVERY);
+            if is_due {
+                *told = Some(now);
+            }
+            is_due
+        });
+        if is_due {
+            tracing::error!(error, "{what}; more of the kind are logged at debug level for {TELL_EVERY:?}");
+        } else {
+            tracing::debug!(error, "{what}");
+        }
     }
 
     fn refused(&self, refusal: Refusal) -> Rejection {
@@ -197,8 +220,7 @@ impl Gate {
             }
             Refusal::NotAResource { .. } => Answer::NoResource,
             Refusal::Undecided(error) | Refusal::Unrecorded(error) => {
-                let error: &(dyn StdError + 'static) = &error;
-                tracing::error!(error, "a request could not be decided, so it was refused");
+                self.tell(&error, "a request could not be decided, so it was refused");
                 Answer::Undecided
             }
         })

@@ -247,6 +247,51 @@ async fn revision_that_goes_backwards_is_a_full_load() {
     assert_eq!(snapshot.loads(), 2);
 }
 
+/// A promoted standby that lacks the last commit, or a backup, gives its number to another change.
+#[tokio::test]
+async fn revision_that_is_given_twice_is_a_full_load() {
+    let (_database, pool, snapshot) = world().await;
+    for and_one_more in ["", "insert into authz.group_users (group_id, user_id) values (2, 12);"] {
+        run(&pool, "delete from authz.group_actions where group_id = 1").await;
+        let seen = authz::revision::current(&pool).await.unwrap();
+        snapshot.at_least(seen).await.unwrap();
+        let loads = snapshot.loads();
+        let other_history = format!(
+            "begin;
+             alter table authz.group_actions disable trigger z_note_insert;
+             insert into authz.group_actions (group_id, action_name) values (1, 'a.b');
+             alter table authz.group_actions enable trigger z_note_insert;
+             delete from authz.changes where revision = (select revision from authz.revision);
+             insert into authz.changes (revision, kind, user_id) select revision, 'user', 12 from authz.revision;
+             {and_one_more}
+             commit"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(other_history)).execute(&pool).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), async {
+            while snapshot.loads() == loads {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .unwrap();
+        assert_agrees(&pool, &snapshot, "another history").await;
+    }
+}
+
+#[tokio::test]
+async fn old_changes_go_as_fast_as_new_ones_come() {
+    let (_database, pool) = database().await;
+    for round in 0..8 {
+        let revision = format!(
+            "insert into authz.users (user_name) select format('u%s-{round}', n) from generate_series(1, 5000) n;
+             update authz.changes set changed_at = changed_at - interval '2 days';"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(revision)).execute(&pool).await.unwrap();
+    }
+    let left: i64 = sqlx::query_scalar("select count(*) from authz.changes").fetch_one(&pool).await.unwrap();
+    assert!(left <= 15_000, "{left} of 40,000 rows are left");
+}
+
 #[tokio::test]
 async fn new_grant_reaches_members_of_nested_groups() {
     let (_database, pool, snapshot) = world().await;

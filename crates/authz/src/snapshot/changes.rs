@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use sqlx::PgConnection;
 
+use super::poll::Mark;
 use crate::decision::Revision;
 use crate::error::Error;
 
@@ -29,13 +30,18 @@ pub(super) struct Changes {
 /// What has changed after `after` up to `now`; `None` if that cannot be told, or is too much, so that all is to be
 /// loaded anew.
 ///
-/// INVARIANT: every revision in between is there. Old ones are pruned, and a revision set by hand leaves a gap
-/// (held by `gap_in_the_changes_is_a_full_load`).
+/// INVARIANT: every revision in between is there, and `after` is the one that was read. Old ones are pruned, a revision
+/// set by hand leaves a gap, and a restored database gives numbers again (held by `gap_in_the_changes_is_a_full_load`
+/// and `revision_that_is_given_twice_is_a_full_load`).
 pub(super) async fn since(
     connection: &mut PgConnection,
-    after: Revision,
+    after: (Revision, Mark),
     now: Revision,
 ) -> Result<Option<Changes>, Error> {
+    let (after, mark) = after;
+    if mark_of(&mut *connection, after).await? != mark {
+        return Ok(None);
+    }
     let rows = sqlx::query!(
         "select c.revision, c.kind, c.user_id, c.group_id, c.action_name
          from authz.changes c
@@ -71,4 +77,21 @@ pub(super) async fn since(
     }
     let complete = last == now.0 && i64::try_from(count).is_ok_and(|count| count <= MOST);
     Ok(complete.then_some(changes))
+}
+
+/// Which change made a revision. One that was pruned has no mark, and is taken for another.
+async fn mark_of(connection: &mut PgConnection, revision: Revision) -> Result<Mark, Error> {
+    let row = sqlx::query!(
+        r#"
+        select c.change_id, (extract(epoch from c.changed_at) * 1000000)::bigint as "micros!"
+        from authz.changes c
+        where c.revision = $1
+        order by c.change_id desc
+        limit 1
+        "#,
+        revision.0,
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.map_or_else(Mark::default, |row| Mark { change_id: Some(row.change_id), micros: Some(row.micros) }))
 }

@@ -12,12 +12,24 @@ use crate::error::Error;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Poll {
     pub(super) revision: Revision,
+    /// Which change made the revision.
+    pub(super) mark: Mark,
+    /// Asked of a hot standby, of which there may be several that are not equally far.
+    pub(super) on_standby: bool,
     /// The moment on [`clock::exact`] from which on changes may be missing.
     pub(super) as_of: u64,
     /// What to add to [`clock::awake_or_asleep_micros`] for the database's clock.
     pub(super) clock_offset: i64,
     /// How long ago the directory that waits longest was mirrored; `None` if there is no directory or nobody asks.
     pub(super) directory: Option<DirectoryAge>,
+}
+
+/// What tells one change from another one of the same number, which a restored backup or a promoted standby that lacks
+/// the last commits will give again: the newest row of `changes` that belongs to the revision, and when it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Mark {
+    pub(super) change_id: Option<i64>,
+    pub(super) micros: Option<i64>,
 }
 
 /// How long ago a directory was mirrored.
@@ -43,8 +55,16 @@ pub(super) async fn begin(
     let asked = clock::awake_or_asleep_micros();
     let row = sqlx::query!(
         r#"
-        select r.revision, (extract(epoch from clock_timestamp()) * 1000000)::bigint as "now!"
+        select r.revision, (extract(epoch from clock_timestamp()) * 1000000)::bigint as "now!",
+               pg_is_in_recovery() as "on_standby!",
+               c.change_id as "change_id?", (extract(epoch from c.changed_at) * 1000000)::bigint as "micros?"
         from authz.revision r
+        left join lateral (
+            select c.change_id, c.changed_at from authz.changes c
+            where c.revision = r.revision
+            order by c.change_id desc
+            limit 1
+        ) c on true
         "#
     )
     .fetch_one(&mut *transaction)
@@ -52,6 +72,8 @@ pub(super) async fn begin(
     let directory = if directories { oldest_directory(&mut transaction).await? } else { None };
     let poll = Poll {
         revision: Revision(row.revision),
+        mark: Mark { change_id: row.change_id, micros: row.micros },
+        on_standby: row.on_standby,
         as_of: sent.saturating_sub(lag),
         clock_offset: row.now.saturating_sub(asked),
         directory,
@@ -87,6 +109,10 @@ async fn oldest_directory(connection: &mut PgConnection) -> Result<Option<Direct
                (extract(epoch from clock_timestamp() - min(d.last_complete_sync_at)) * 1000000)::bigint as age
         from authz.directories d
         where d.directory_id <> 0
+          and (d.last_complete_sync_at is not null
+               or exists (select from authz.users u where u.directory_id = d.directory_id)
+               or exists (select from authz.groups g where g.directory_id = d.directory_id)
+               or exists (select from authz.group_directories gd where gd.directory_id = d.directory_id))
         "#
     )
     .fetch_one(connection)

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::load::{Loaded, load};
 use super::model::Model;
-use super::poll::{self, Poll};
+use super::poll::{self, Mark, Poll};
 use super::shared::Shared;
 use super::state::State;
 use super::{Options, changes, follow, listen};
@@ -25,6 +25,8 @@ pub(super) struct Refresher {
     shared: Arc<Shared>,
     /// Gone after a refresh that failed half-way: the next one loads all.
     model: Option<Model>,
+    /// Which change made the revision of the state.
+    mark: Mark,
     owner: watch::Receiver<bool>,
     closing: watch::Receiver<bool>,
     failing: bool,
@@ -62,7 +64,8 @@ impl Refresher {
     ) -> Result<(Self, Arc<Shared>, watch::Sender<bool>), Error> {
         let started = Instant::now();
         let mut kind = Kind::Full;
-        let outcome = refresh(&options, &pool, None, &mut None, &mut kind).await;
+        let mut mark = Mark::default();
+        let outcome = refresh(&options, &pool, None, (&mut None, &mut mark), &mut kind).await;
         count(kind, outcome.is_ok(), started.elapsed());
         let Refreshed { poll, loaded: Some(Loaded { model, state }) } = outcome? else {
             return Err(Error::SnapshotClosed);
@@ -79,6 +82,7 @@ impl Refresher {
             options,
             pool,
             model: Some(model),
+            mark,
             owner: owner.subscribe(),
             closing: shared.closing(),
             shared: Arc::clone(&shared),
@@ -119,7 +123,7 @@ impl Refresher {
         let old = arc_swap::Guard::into_inner(self.shared.state());
         let known = old.revision;
         let mut kind = Kind::Poll;
-        let refreshed = refresh(&self.options, &self.pool, Some(old), &mut self.model, &mut kind).await;
+        let refreshed = refresh(&self.options, &self.pool, Some(old), (&mut self.model, &mut self.mark), &mut kind).await;
         count(kind, refreshed.is_ok(), started.elapsed());
         match refreshed {
             Ok(Refreshed { mut poll, loaded }) => {
@@ -176,12 +180,12 @@ async fn refresh(
     options: &Options,
     pool: &PgPool,
     old: Option<Arc<State>>,
-    model: &mut Option<Model>,
+    (model, mark): (&mut Option<Model>, &mut Mark),
     kind: &mut Kind,
 ) -> Result<Refreshed, Error> {
     let patience = options.max_staleness.max(LEAST_PATIENCE);
     let mut connection = within(patience, async { Ok(pool.acquire().await?) }).await?;
-    let refreshed = refresh_on(options, &mut connection, old, model, kind).await;
+    let refreshed = refresh_on(options, &mut connection, old, (model, mark), kind).await;
     if refreshed.is_err() {
         drop(connection.detach());
     }
@@ -192,7 +196,7 @@ async fn refresh_on(
     options: &Options,
     connection: &mut PgConnection,
     old: Option<Arc<State>>,
-    model: &mut Option<Model>,
+    (model, mark): (&mut Option<Model>, &mut Mark),
     kind: &mut Kind,
 ) -> Result<Refreshed, Error> {
     let patience = options.max_staleness.max(LEAST_PATIENCE);
@@ -200,12 +204,20 @@ async fn refresh_on(
         within(patience, poll::begin(connection, options.max_directory_age.is_some())).await?;
 
     let mut loaded = None;
-    let unchanged = model.is_some() && old.as_ref().is_some_and(|old| old.revision == poll.revision);
+    if let Some(old) = &old
+        && poll.on_standby
+        && poll.revision < old.revision
+    {
+        // Another standby than before, which is not as far: what has been answered already is not taken back.
+        return Err(Error::SnapshotBehind { wanted: old.revision, has: poll.revision });
+    }
+    let known = (old.as_ref().map(|old| old.revision), *mark);
+    let unchanged = model.is_some() && known == (Some(poll.revision), poll.mark);
     if !unchanged {
         *kind = Kind::Incremental;
         if let (Some(model), Some(old)) = (model.take(), old) {
             loaded = within(patience, async {
-                match changes::since(&mut transaction, old.revision, poll.revision).await? {
+                match changes::since(&mut transaction, (old.revision, *mark), poll.revision).await? {
                     None => Ok(None),
                     Some(found) => {
                         follow::follow(&mut transaction, model, old, found, poll.revision, options.by_sub)
@@ -222,6 +234,7 @@ async fn refresh_on(
         }
     }
     within(patience, async { Ok(transaction.commit().await?) }).await?;
+    *mark = poll.mark;
     Ok(Refreshed { poll, loaded })
 }
 

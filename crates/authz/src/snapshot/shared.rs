@@ -240,7 +240,8 @@ mod tests {
     }
 
     fn poll(as_of: u64) -> Poll {
-        Poll { revision: Revision(0), as_of, clock_offset: 0, directory: None }
+        let mark = super::super::poll::Mark::default();
+        Poll { revision: Revision(0), mark, on_standby: false, as_of, clock_offset: 0, directory: None }
     }
 
     #[test]
