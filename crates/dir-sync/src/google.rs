@@ -5,6 +5,7 @@ mod client;
 mod failure;
 mod keyless;
 mod limiter;
+mod probe;
 mod retry;
 pub(crate) mod shape;
 
@@ -25,6 +26,7 @@ use self::auth::SignIn;
 use self::client::{ApiClient, Call};
 pub use self::keyless::Keyless;
 use self::limiter::Limiter;
+pub(crate) use self::probe::probe;
 pub use self::retry::RetryPolicy;
 use self::shape::{GroupShape, MemberShape, Shape, UserShape};
 use crate::source::{Group, Member, Page, PageToken, Source, SourceError, User};

@@ -72,16 +72,14 @@ impl Run {
             });
         }
         // The staging tables are emptied and filled by each run: what the planner knew of them is of no use.
-        sqlx::query!("analyze authz.sync_stage_users, authz.sync_stage_groups, authz.sync_stage_members")
-            .execute(&self.pool)
-            .await?;
+        sqlx::query!("select authz.analyze_staging()").fetch_one(&self.pool).await?;
         let mut tx = self.pool.begin().await?;
         self.prepare_session(&mut tx).await?;
         self.hold_lease(&mut tx).await?;
         self.heartbeat.abort(); // from here on the lock is the sign of life
         // INVARIANT: nobody else's change comes between the look at the mirror and the change of it, another
         // directory's sync included (held by the test `a_plan_is_made_of_what_it_will_change`).
-        sqlx::query!("select revision from authz.revision for update").fetch_one(&mut *tx).await?;
+        sqlx::query!("select authz.hold_revision()").fetch_one(&mut *tx).await?;
         let listed = self.count_staged(&mut tx).await?;
         self.plan_listed_users(&mut tx, options).await?;
         if options.include_external {
