@@ -3,7 +3,7 @@
 //! Rows are matched by the directory's immutable id; a name is an attribute. What a name stands in the way
 //! of is left out and reported as a conflict, and the rest goes on.
 
-use sqlx::{PgConnection, Postgres, Transaction};
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use std::sync::atomic::Ordering;
 
 use super::plan_summary::count;
@@ -123,9 +123,29 @@ impl Run {
             "#,
             format!("{}ms", LEASE_TTL.as_millis()),
         )
-        .fetch_one(tx)
+        .fetch_one(&mut *tx)
         .await?;
         self.backend.store(row.backend, Ordering::Relaxed);
+        // In the middle of a long statement too, where the server can: not every system tells it of a closed connection.
+        let mut attempt = tx.begin().await?;
+        let noticing = sqlx::query!(
+            r#"
+            select set_config('client_connection_check_interval', '5s', true) as "check!",
+                   set_config('tcp_keepalives_idle', '10', true) as "idle!",
+                   set_config('tcp_keepalives_interval', '5', true) as "interval!",
+                   set_config('tcp_keepalives_count', '3', true) as "count!"
+            "#
+        )
+        .fetch_one(&mut *attempt)
+        .await;
+        match noticing {
+            Ok(_) => attempt.commit().await?,
+            Err(error) if error.as_database_error().is_some() => {
+                attempt.rollback().await?;
+                tracing::debug!(%error, "the server will not notice our end before its statement is done");
+            }
+            Err(error) => return Err(error.into()),
+        }
         Ok(())
     }
 
