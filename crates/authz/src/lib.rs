@@ -46,7 +46,7 @@ pub use decision::{Allow, Decision, Denial, Deny, DenyReason, Holder, MatchedGra
 pub use error::Error;
 pub use explain::{Explanation, Fact, Missing, Path, WOULD_ALLOW_LIMIT, explain};
 pub use list::{PAGE_LIMIT, Page, actions_of, users_who_can};
-pub use migrate::{migrate, schema_fingerprint};
+pub use migrate::{SchemaState, migrate, schema_fingerprint, schema_state};
 pub use name::{ActionName, ActionPattern, DirectoryName, GroupName, NameError, Sub, UserKey, UserName};
 pub use permit::{
     Action, Denied, Named, On, Permit, Refusal, WrongPermit, authorize, authorize_named, authorize_on,

@@ -23,6 +23,49 @@ pub async fn migrate(pool: &PgPool) -> Result<(), Error> {
     Ok(())
 }
 
+/// How the tables stand to this version of the library.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchemaState {
+    /// They are of this version.
+    Current(i64),
+    /// There are none.
+    Missing,
+    /// They are older: [`migrate`] brings them up to date.
+    Behind {
+        /// The version that they have.
+        found: i64,
+        /// The version that this library needs.
+        wanted: i64,
+    },
+    /// A newer library made them.
+    Ahead {
+        /// The version that they have.
+        found: i64,
+        /// The newest version that this library knows.
+        known: i64,
+    },
+}
+
+/// Looks at the tables, and changes nothing.
+///
+/// # Errors
+/// [`Error::Database`] if the database does not answer, or does not let this role look.
+pub async fn schema_state(pool: &PgPool) -> Result<SchemaState, Error> {
+    let known = MIGRATOR.iter().last().map_or(0, |m| m.version);
+    // Not checked at build time: the migrator makes this table, no migration does.
+    let found: Result<Option<i64>, _> =
+        sqlx::query_scalar("select max(version) from authz._sqlx_migrations where success")
+            .fetch_one(pool)
+            .await;
+    match found.map_err(Error::from) {
+        Err(Error::NotMigrated(_)) | Ok(None) => Ok(SchemaState::Missing),
+        Err(error) => Err(error),
+        Ok(Some(found)) if found < known => Ok(SchemaState::Behind { found, wanted: known }),
+        Ok(Some(found)) if found > known => Ok(SchemaState::Ahead { found, known }),
+        Ok(Some(found)) => Ok(SchemaState::Current(found)),
+    }
+}
+
 /// A text that changes with the migrations: a name for a prepared database of exactly this schema.
 #[must_use]
 pub fn schema_fingerprint() -> String {

@@ -21,7 +21,7 @@ mod report;
 mod stage;
 mod stage_members;
 
-pub use history::{Freshness, RunRecord, freshness, runs};
+pub use history::{Freshness, RunRecord, freshness, missing_privileges, runs};
 pub use lease::{HEARTBEAT_EVERY, Interrupt, LEASE_TTL, Run, record_failure};
 pub use plan::{PlanOptions, Planned};
 pub use report::{

@@ -59,6 +59,8 @@ pub enum Command {
     Plan(Job),
     /// Make the mirror what the directory is, within the limits.
     Run(Job),
+    /// Try each thing that a run needs, and say what is missing and where to set it right; changes nothing.
+    Doctor(Job),
     /// Show the newest runs.
     Runs(History),
     /// Show how fresh the directories are.

@@ -33,6 +33,8 @@ pub mod stop;
 
 pub mod run;
 
+pub mod doctor;
+
 pub use plan::Summary;
 pub use report::{Report, Status};
 pub use run::{DirectorySync, Options};

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use authz::mirror::{freshness, runs};
 use clap::Parser;
 use dir_sync::cli::{self, Cli, Command, Job, LogFormat, Output, StartError};
+use dir_sync::doctor::examine;
 use dir_sync::history::{Runs, Statuses, is_stale};
 use dir_sync::progress::ProgressLine;
 use dir_sync::source::error_chain;
@@ -31,6 +32,11 @@ async fn main() -> ExitCode {
         }
         Command::Plan(job) => sync(&job, DirectorySync::plan).await,
         Command::Run(job) => sync(&job, DirectorySync::run).await,
+        Command::Doctor(job) => {
+            let examination = examine(&job).await;
+            show(&examination, &examination, job.output);
+            ExitCode::from(u8::from(!examination.is_well()))
+        }
         Command::Runs(history) => show_runs(&history).await.unwrap_or_else(|e| not_begun(&e, history.output)),
         Command::Status(asked) => show_status(&asked).await.unwrap_or_else(|e| not_begun(&e, asked.output)),
     }

@@ -156,7 +156,7 @@ pub async fn push(gateway: &str, directory: &str, text: String) -> Result<(), Pu
         .filter(|url| matches!(url.scheme(), "http" | "https"))
         .ok_or_else(|| PushError::Address(gateway.to_owned()))?;
     let request = Request::put(url.as_str())
-        .header(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")
+        .header(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")
         .body(Full::new(Bytes::from(text)))?;
     let client = Client::builder(TokioExecutor::new()).build(connector()?);
     let answer =

@@ -66,7 +66,7 @@ async fn signal_in_the_crawl_ends_the_run_in_order() {
 async fn signal_in_the_plan_or_the_apply_ends_the_run_in_order() {
     // The plan needs the one, the apply the other two.
     for (lock, statement) in [
-        ("select revision from authz.revision for update", "from authz.revision for update"),
+        ("select revision from authz.revision for update", "select authz.hold_revision()"),
         ("lock table authz.group_users in exclusive mode", "authz.group_users"),
         ("lock table authz.audit_log in exclusive mode", "authz.audit_log"),
     ] {

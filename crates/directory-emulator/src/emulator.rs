@@ -97,6 +97,12 @@ impl Emulator {
         self.shared.token_calls.count()
     }
 
+    /// The access tokens that were given out: what no log may hold.
+    #[must_use]
+    pub fn tokens(&self) -> Vec<String> {
+        self.shared.tokens.texts()
+    }
+
     /// Forgets every access token that was given out, as if its time were over.
     pub fn expire_tokens(&self) {
         self.shared.tokens.clear();

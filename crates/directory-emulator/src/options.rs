@@ -11,6 +11,8 @@ pub struct Options {
     pub(crate) user_quota_per_minute: Option<u32>,
     pub(crate) account_quota_per_minute: Option<u32>,
     pub(crate) token_lifetime: Duration,
+    pub(crate) not_delegated: Vec<String>,
+    pub(crate) account_is_admin: bool,
 }
 
 impl Options {
@@ -23,6 +25,8 @@ impl Options {
             user_quota_per_minute: None,
             account_quota_per_minute: None,
             token_lifetime: Duration::from_secs(3599),
+            not_delegated: Vec::new(),
+            account_is_admin: false,
         }
     }
 
@@ -54,6 +58,19 @@ impl Options {
     #[must_use]
     pub fn token_lifetime(self, lifetime: Duration) -> Self {
         Self { token_lifetime: lifetime, ..self }
+    }
+
+    /// A scope that the organisation has not delegated to the service account.
+    #[must_use]
+    pub fn not_delegated(mut self, scope: impl Into<String>) -> Self {
+        self.not_delegated.push(scope.into());
+        self
+    }
+
+    /// Gives the service account itself the role of an administrator, so that it needs no subject.
+    #[must_use]
+    pub fn account_is_admin(self) -> Self {
+        Self { account_is_admin: true, ..self }
     }
 
     /// Starts a server on the current tokio runtime.

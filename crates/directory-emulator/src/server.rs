@@ -39,6 +39,8 @@ pub(crate) struct Shared {
     pub(crate) faults: Faults,
     pub(crate) api_calls: CallLog,
     pub(crate) token_calls: CallLog,
+    pub(crate) not_delegated: Vec<String>,
+    pub(crate) account_is_admin: bool,
     quota: Mutex<Quota>,
 }
 
@@ -59,6 +61,8 @@ impl Shared {
             faults: Faults::default(),
             api_calls: CallLog::default(),
             token_calls: CallLog::default(),
+            not_delegated: options.not_delegated.clone(),
+            account_is_admin: options.account_is_admin,
             quota: Mutex::new(Quota::new(options.user_quota_per_minute, options.account_quota_per_minute)),
         }
     }

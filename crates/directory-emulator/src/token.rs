@@ -55,6 +55,11 @@ impl Tokens {
         self.lock().get(token).filter(|access| access.expires_at > now).cloned()
     }
 
+    /// All that are good, whatever for.
+    pub(crate) fn texts(&self) -> Vec<String> {
+        self.lock().keys().cloned().collect()
+    }
+
     pub(crate) fn clear(&self) {
         self.lock().clear();
     }
@@ -127,7 +132,9 @@ fn grant(shared: &Shared, request: &TokenRequest, now: u64) -> Result<Value, Tok
     if scopes.is_empty() {
         return Err(TokenRefusal::bad_request("invalid_scope", "Empty or missing scope not allowed."));
     }
-    if scopes.iter().any(|scope| !DELEGATED_SCOPES.contains(&scope.as_str())) {
+    let delegated =
+        |scope: &String| DELEGATED_SCOPES.contains(&scope.as_str()) && !shared.not_delegated.contains(scope);
+    if !scopes.iter().all(delegated) {
         return Err(TokenRefusal::unauthorized_client());
     }
     if let Some(subject) = claims.sub.as_deref()

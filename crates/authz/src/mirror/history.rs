@@ -120,3 +120,41 @@ pub async fn freshness(
         _ => Ok(found),
     }
 }
+
+/// What a sync has to be allowed to and this database role is not, as in `insert into authz.users`.
+///
+/// # Errors
+/// [`Error::Database`] if the database does not answer, [`Error::NotMigrated`].
+pub async fn missing_privileges(executor: impl PgExecutor<'_>) -> Result<Vec<String>, Error> {
+    Ok(sqlx::query_scalar!(
+        r#"
+        select format('%s authz.%s', privilege, table_name) as "missing!"
+        from (values
+            ('directories', array['select', 'insert']),
+            ('users', array['select', 'insert', 'update']),
+            ('groups', array['select', 'insert', 'update']),
+            ('group_users', array['select', 'insert', 'update', 'delete']),
+            ('group_groups', array['select', 'insert', 'delete']),
+            ('group_directories', array['select', 'insert', 'delete']),
+            ('user_actions', array['select']),
+            ('group_actions', array['select']),
+            ('revision', array['select']),
+            ('sync_runs', array['select', 'insert', 'update']),
+            ('sync_leases', array['select', 'insert', 'update', 'delete']),
+            ('sync_stage_users', array['select', 'insert', 'delete']),
+            ('sync_stage_groups', array['select', 'insert', 'update', 'delete']),
+            ('sync_stage_members', array['select', 'insert', 'delete'])
+        ) as needed (table_name, privileges), unnest(privileges) as privilege
+        where not has_table_privilege(format('authz.%I', table_name), privilege)
+        union all
+        select format('insert authz.audit_log') where not has_any_column_privilege('authz.audit_log', 'insert')
+        union all
+        select format('execute authz.%s', name)
+        from (values ('hold_revision()'), ('analyze_staging()')) as function (name)
+        where not has_function_privilege('authz.' || name, 'execute')
+        order by 1
+        "#
+    )
+    .fetch_all(executor)
+    .await?)
+}

@@ -3,7 +3,7 @@
 //! Rows are matched by the directory's immutable id; a name is an attribute. What a name stands in the way
 //! of is left out and reported as a conflict, and the rest goes on.
 
-use sqlx::{PgConnection, Postgres, Transaction};
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use std::sync::atomic::Ordering;
 
 use super::plan_summary::count;
@@ -73,16 +73,14 @@ impl Run {
         }
         self.finish_staging().await?;
         // The staging tables are emptied and filled by each run: what the planner knew of them is of no use.
-        sqlx::query!("analyze authz.sync_stage_users, authz.sync_stage_groups, authz.sync_stage_members, authz.sync_stage_unseen_users")
-            .execute(&self.pool)
-            .await?;
+        sqlx::query!("select authz.analyze_staging()").fetch_one(&self.pool).await?;
         let mut tx = self.pool.begin().await?;
         self.prepare_session(&mut tx).await?;
         self.hold_lease(&mut tx).await?;
         self.heartbeat.abort(); // from here on the lock is the sign of life
         // INVARIANT: nobody else's change comes between the look at the mirror and the change of it, another
         // directory's sync included (held by the test `a_plan_is_made_of_what_it_will_change`).
-        sqlx::query!("select revision from authz.revision for update").fetch_one(&mut *tx).await?;
+        sqlx::query!("select authz.hold_revision()").fetch_one(&mut *tx).await?;
         let listed = self.count_staged(&mut tx).await?;
         self.stage_remembered(&mut tx).await?;
         self.plan_listed_users(&mut tx, options).await?;
@@ -127,9 +125,29 @@ impl Run {
             "#,
             format!("{}ms", LEASE_TTL.as_millis()),
         )
-        .fetch_one(tx)
+        .fetch_one(&mut *tx)
         .await?;
         self.backend.store(row.backend, Ordering::Relaxed);
+        // In the middle of a long statement too, where the server can: not every system tells it of a closed connection.
+        let mut attempt = tx.begin().await?;
+        let noticing = sqlx::query!(
+            r#"
+            select set_config('client_connection_check_interval', '5s', true) as "check!",
+                   set_config('tcp_keepalives_idle', '10', true) as "idle!",
+                   set_config('tcp_keepalives_interval', '5', true) as "interval!",
+                   set_config('tcp_keepalives_count', '3', true) as "count!"
+            "#
+        )
+        .fetch_one(&mut *attempt)
+        .await;
+        match noticing {
+            Ok(_) => attempt.commit().await?,
+            Err(error) if error.as_database_error().is_some() => {
+                attempt.rollback().await?;
+                tracing::debug!(%error, "the server will not notice our end before its statement is done");
+            }
+            Err(error) => return Err(error.into()),
+        }
         Ok(())
     }
 

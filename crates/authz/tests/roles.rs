@@ -1,0 +1,197 @@
+//! The database roles of `deploy/sql/roles.sql`: each can do its work, and nothing beside it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop")]
+
+mod support;
+
+use std::str::FromStr;
+
+use authz::audit::{self, Outcome, Record};
+use authz::grant::{self, Grant};
+use authz::{Decision, Snapshot, check};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{AssertSqlSafe, PgPool};
+use testdb::Database;
+
+use self::support::*;
+
+const ROLES: &str = include_str!("../../../deploy/sql/roles.sql");
+const ALL: [&str; 4] = ["authz_reader", "authz_service", "authz_sync", "authz_admin"];
+
+/// A database with a user who is in a group that may scale workers, and the roles.
+async fn world() -> (Database, PgPool) {
+    let (database, pool) = database().await;
+    sqlx::raw_sql(ROLES).execute(&pool).await.unwrap();
+    sqlx::raw_sql(ROLES).execute(&pool).await.expect("it may run any number of times");
+    sqlx::raw_sql(
+        "insert into authz.users (user_name) values ('ada');
+         insert into authz.groups (group_name) values ('ops');
+         insert into authz.group_users (group_id, user_id) select group_id, user_id from authz.groups, authz.users;
+         insert into authz.actions (action_name) values ('workers.scale');
+         insert into authz.group_actions (group_id, action_name) select group_id, 'workers.*' from authz.groups;",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    (database, pool)
+}
+
+async fn as_role(database: &Database, role: &str) -> PgPool {
+    let options = PgConnectOptions::from_str(database.url()).unwrap().options([("role", role)]);
+    PgPoolOptions::new().max_connections(3).connect_with(options).await.unwrap()
+}
+
+/// 42501 `insufficient_privilege`, and nothing else.
+async fn assert_forbidden(pool: &PgPool, role: &str, sql: &str) {
+    let error = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.expect_err(sql);
+    let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
+    assert_eq!(code.as_deref(), Some("42501"), "{role}: {sql}: {error}");
+}
+
+const GRANTS: [&str; 6] = [
+    "insert into authz.user_actions (user_id, action_name) select user_id, '*' from authz.users",
+    "insert into authz.group_actions (group_id, action_name) select group_id, '*' from authz.groups",
+    "update authz.group_actions set action_name = '*'",
+    "update authz.group_actions set expires_at = null",
+    "delete from authz.group_actions",
+    "truncate authz.group_actions",
+];
+const MEMBERSHIPS: [&str; 5] = [
+    "insert into authz.group_users (group_id, user_id) select group_id, user_id from authz.groups, authz.users",
+    "delete from authz.group_users",
+    "insert into authz.group_groups select group_id, group_id + 1 from authz.groups",
+    "insert into authz.group_directories select group_id, 0 from authz.groups",
+    "truncate authz.group_users",
+];
+const PEOPLE: [&str; 4] = [
+    "insert into authz.users (user_name) values ('eve')",
+    "update authz.users set status = 'active'",
+    "update authz.groups set status = 'active'",
+    "delete from authz.users",
+];
+const INNER: [&str; 7] = [
+    "update authz.revision set revision = 1",
+    "delete from authz.changes",
+    "insert into authz.group_reach (group_id, action_name, holder_id, depth) values (1, '*', 1, 0)",
+    "insert into authz.group_ancestors (group_id, ancestor_id, depth) values (1, 2, 1)",
+    "select authz.close_below(array[1])",
+    "create table authz.mine (a int)",
+    "alter table authz.users disable trigger all",
+];
+const AUDIT: [&str; 8] = [
+    "update authz.audit_log set actor = 'nobody'",
+    "delete from authz.audit_log",
+    "truncate authz.audit_log",
+    "alter table authz.audit_log disable trigger all",
+    "drop table authz.audit_log",
+    "update authz.audit_seals set records = 0",
+    "delete from authz.audit_seals",
+    "insert into authz.audit_log (service, actor, action, outcome, database_user) values ('s', 'a', 'x', 'denied', 'eve')",
+];
+
+#[tokio::test]
+async fn nobody_touches_audit_records_or_what_triggers_keep() {
+    let (database, pool) = world().await;
+    for role in ALL {
+        let as_role = as_role(&database, role).await;
+        for sql in AUDIT.iter().chain(&INNER) {
+            assert_forbidden(&as_role, role, sql).await;
+        }
+    }
+    // The owner has the right and is stopped nonetheless.
+    for sql in ["update authz.audit_log set actor = 'nobody'", "delete from authz.audit_log", "truncate authz.audit_log"] {
+        let error = sqlx::query(sql).execute(&pool).await.expect_err(sql);
+        assert!(error.to_string().contains("append-only"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn reader_asks_and_writes_nothing() {
+    let (database, _pool) = world().await;
+    let role = "authz_reader";
+    let reader = as_role(&database, role).await;
+    assert!(matches!(check(&reader, &user("ada"), &action("workers.scale")).await.unwrap(), Decision::Allow(_)));
+    let can: bool =
+        sqlx::query_scalar("select authz.can('ada', 'workers.scale')").fetch_one(&reader).await.unwrap();
+    assert!(can);
+    let snapshot = Snapshot::options().start(reader.clone()).await.unwrap();
+    assert!(snapshot.check(&user("ada"), &action("workers.scale")).unwrap().is_allow());
+    for sql in GRANTS.iter().chain(&MEMBERSHIPS).chain(&PEOPLE) {
+        assert_forbidden(&reader, role, sql).await;
+    }
+    for sql in ["select * from authz.audit_log", "insert into authz.actions (action_name) values ('x')"] {
+        assert_forbidden(&reader, role, sql).await;
+    }
+}
+
+#[tokio::test]
+async fn service_asks_registers_and_records_and_cannot_change_who_may_what() {
+    let (database, pool) = world().await;
+    let role = "authz_service";
+    let service = as_role(&database, role).await;
+    authz::action::register(&service, &[(action("workers.stop"), "stop them")], &admin()).await.unwrap();
+    authz::action::register(&service, &[(action("workers.stop"), "stop them all")], &admin()).await.unwrap();
+    let decision = check(&service, &user("ada"), &action("workers.stop")).await.unwrap();
+    assert!(matches!(decision, Decision::Allow(_)), "{decision}");
+    let record = Record::new("workers.stop", Outcome::Started).target("role web").decision(&decision);
+    let written = audit::record(&service, &admin(), &record).await.unwrap();
+    let newest = audit::latest(&pool, 1).await.unwrap();
+    assert_eq!(newest[0].audit_id, written);
+    for sql in GRANTS.iter().chain(&MEMBERSHIPS).chain(&PEOPLE) {
+        assert_forbidden(&service, role, sql).await;
+    }
+    for sql in [
+        "delete from authz.actions",
+        "update authz.actions set action_name = 'x'",
+        "select * from authz.audit_log",
+        "select authz.hold_revision()",
+        "insert into authz.sync_leases values (0, 1, now(), now())",
+    ] {
+        assert_forbidden(&service, role, sql).await;
+    }
+}
+
+#[tokio::test]
+async fn sync_cannot_grant() {
+    let (database, _pool) = world().await;
+    let role = "authz_sync";
+    let sync = as_role(&database, role).await;
+    assert_eq!(authz::mirror::missing_privileges(&sync).await.unwrap(), [""; 0]);
+    for sql in GRANTS {
+        assert_forbidden(&sync, role, sql).await;
+    }
+    for sql in [
+        "insert into authz.actions (action_name) values ('x')",
+        "update authz.actions set description = ''",
+        "delete from authz.users",
+        "delete from authz.groups",
+        "select * from authz.audit_log",
+        "update authz.directories set directory_name = 'x'",
+    ] {
+        assert_forbidden(&sync, role, sql).await;
+    }
+}
+
+#[tokio::test]
+async fn admin_keeps_people_and_grants_and_reads_the_trail() {
+    let (database, _pool) = world().await;
+    let role = "authz_admin";
+    let pool = as_role(&database, role).await;
+    let (bo, web) = (user("bo"), group("web"));
+    authz::user::create(&pool, &bo, "Bo", &admin()).await.unwrap();
+    authz::group::create(&pool, &web, "Web", &admin()).await.unwrap();
+    authz::group::add_user(&pool, &web, &bo, authz::group::Role::Member, &admin()).await.unwrap();
+    authz::group::add_group(&pool, &group("ops"), &web, &admin()).await.unwrap();
+    grant::to_user(&pool, &bo, &Grant::new(pattern("workers.scale"), "they asked"), &admin()).await.unwrap();
+    assert!(matches!(check(&pool, &bo, &action("workers.scale")).await.unwrap(), Decision::Allow(_)));
+    let trail = audit::latest(&pool, 10).await.unwrap();
+    assert_eq!(trail[0].action, "grant.add");
+    authz::user::delete(&pool, &bo, &admin()).await.unwrap();
+    for sql in [
+        "insert into authz.sync_leases values (0, 1, now(), now())",
+        "update authz.sync_runs set status = 'applied'",
+        "update authz.directories set last_complete_sync_at = now()",
+        "delete from authz.users",
+    ] {
+        assert_forbidden(&pool, role, sql).await;
+    }
+}

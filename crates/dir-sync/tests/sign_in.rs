@@ -1,0 +1,121 @@
+//! Every way to sign in leads to the same mirror, and leaves no secret behind.
+
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+mod support;
+
+use directory_emulator::{Effect, Emulator, Fault, Options, Target};
+use sqlx::PgPool;
+
+use self::support::*;
+
+fn org() -> Org {
+    Org::new("C1").user("1", "ada").user("2", "bo").group("g1", "ops").member("g1", "1").member("g1", "2")
+}
+
+async fn assert_mirrored(pool: &PgPool, program: &Program) {
+    let outcome = program.output().await;
+    assert_eq!((outcome.code, outcome.status().as_str()), (0, "applied"), "{outcome:?}");
+    assert_eq!(Mirror::read(pool, MAIN).await, Mirror::wanted(&org().json(), false));
+}
+
+#[tokio::test]
+async fn machine_that_vouches_needs_no_key() {
+    let (database, pool) = database().await;
+    let emulator = Emulator::start(org().directory()).await.unwrap();
+    let program = Program::job("run", database.url()).google_at(&emulator);
+    assert_mirrored(&pool, &program.machine(emulator.service_account()).as_admin(&emulator)).await;
+    assert_eq!(emulator.token_call_count(), 3, "the machine's token, a signature and a token, once each");
+}
+
+#[tokio::test]
+async fn federated_workload_needs_no_key() {
+    for impersonate in [false, true] {
+        let (database, pool) = database().await;
+        let emulator = Emulator::start(org().directory()).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let program = Program::job("run", database.url())
+            .google_at(&emulator)
+            .federated(&emulator, folder.path(), impersonate)
+            .as_admin(&emulator);
+        // A file with impersonation names the account itself.
+        let program = if impersonate { program } else { program.machine(emulator.service_account()) };
+        assert_mirrored(&pool, &program).await;
+    }
+}
+
+#[tokio::test]
+async fn account_that_is_an_administrator_itself_needs_no_subject() {
+    for with_key in [true, false] {
+        let (database, pool) = database().await;
+        let emulator = Options::new().account_is_admin().start(org().directory()).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("key.json");
+        std::fs::write(&key, emulator.service_account_key()).unwrap();
+        let program = Program::job("run", database.url()).google_at(&emulator);
+        let program = if with_key {
+            program.option("--google-credentials", key)
+        } else {
+            program.machine(emulator.service_account())
+        };
+        assert_mirrored(&pool, &program).await;
+    }
+}
+
+#[tokio::test]
+async fn token_without_a_key_is_renewed_when_it_ends() {
+    let (database, pool) = database().await;
+    // Shorter than the margin: each call finds it at its end.
+    let short = std::time::Duration::from_secs(30);
+    let emulator = Options::new().token_lifetime(short).start(org().directory()).await.unwrap();
+    let program = Program::job("run", database.url()).google_at(&emulator);
+    assert_mirrored(&pool, &program.machine(emulator.service_account()).as_admin(&emulator)).await;
+    assert_eq!(emulator.token_call_count(), 9, "three calls for each of three");
+}
+
+#[tokio::test]
+async fn failing_step_without_a_key_is_tried_again() {
+    let (database, pool) = database().await;
+    let emulator = Emulator::start(org().directory()).await.unwrap();
+    for path in ["/computeMetadata/", "/v1/projects/", "/token"] {
+        emulator.add_fault(Fault::new(Target::prefix(path), Effect::status(503, "backendError")).on_call(1));
+    }
+    let program = Program::job("run", database.url()).google_at(&emulator);
+    assert_mirrored(&pool, &program.machine(emulator.service_account()).as_admin(&emulator)).await;
+}
+
+#[tokio::test]
+async fn no_token_is_in_any_log() {
+    let (database, _pool) = database().await;
+    let workspace = workspace(org().directory()).await;
+    let emulator = &workspace.emulator;
+    let folder = tempfile::tempdir().unwrap();
+    let job = || Program::job("run", database.url());
+    let programs = [
+        job().google(&workspace),
+        job().google_at(emulator).machine(emulator.service_account()).as_admin(emulator),
+        job().google_at(emulator).federated(emulator, folder.path(), true).as_admin(emulator),
+        Program::job("doctor", database.url()).google(&workspace),
+        Program::job("doctor", database.url())
+            .google_at(emulator)
+            .machine(emulator.service_account())
+            .as_admin(emulator),
+    ];
+    for format in ["human", "json"] {
+        for program in &programs {
+            let everything =
+                "trace,yup_oauth2=trace,yup_oauth2::authenticator=trace,hyper=trace,hyper_util=trace";
+            let program = program.clone().option("--log", everything).option("--log-format", format);
+            let outcome = program.output().await;
+            assert_eq!(outcome.code, 0, "{outcome:?}");
+            assert!(outcome.stderr.len() > 1_000, "nothing was logged: {outcome:?}");
+            let tokens = emulator.tokens();
+            assert!(!tokens.is_empty());
+            let said = format!("{}{}", outcome.stdout, outcome.stderr);
+            assert!(tokens.iter().all(|token| !said.contains(token)), "a token was told");
+            // Every signed assertion, and the key, begin so.
+            assert!(!said.contains("eyJ") && !said.contains("PRIVATE KEY"), "a secret was told");
+            assert!(!said.contains("a token of the cluster"));
+        }
+    }
+}
