@@ -267,3 +267,52 @@ begin
         perform authz.write_audit_baseline();
     end if;
 end $$;
+
+-- A seal holds a digest for each of its records, and says which records are its own. No seal was made before this
+-- migration, so the columns need no defaults. How all this fits together is told in `crates/authz/src/audit/seal.rs`.
+alter table authz.audit_seals
+    alter column seal_id drop identity,
+    add column format               smallint not null,
+    -- The counting of transactions begins anew in another cluster; then a new era begins, and a trail restored there
+    -- goes on. The records of an era have numbers above `base_audit_id`.
+    add column era                  integer not null,
+    add column cluster_id           bigint not null,
+    add column base_audit_id        bigint not null,
+    -- The highest number given to a record so far, and the next transaction, when this seal was made.
+    add column last_audit_id        bigint not null,
+    add column next_transaction_id  xid8 not null,
+    -- Whether it seals what an era left unsealed.
+    add column closing              boolean not null,
+    -- Where the next seal begins.
+    add column until_transaction_id xid8 not null,
+    add column until_audit_id       bigint not null,
+    -- The digest over `entries`: for each record its number, its time and its digest (8, 8 and 32 bytes).
+    add column records_digest       bytea not null check (octet_length(records_digest) = 32),
+    add column entries              bytea not null check (octet_length(entries) = 48 * records),
+    add constraint signature_has_its_key check ((key_id is null) = (signature is null));
+-- A digest does not compress.
+alter table authz.audit_seals alter column entries set storage external;
+
+-- Removes the months that ended before that day, and what it did not move to a month stays. For the retention job
+-- alone, which has exported them and writes a baseline for the replay in the same transaction.
+create function authz.drop_audit_months(before date) returns text[]
+language plpgsql security definer set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
+declare
+    partition_name text;
+    dropped        text[] := '{}';
+begin
+    if before > date_trunc('month', clock_timestamp())::date then
+        raise exception 'the month under way cannot be dropped' using errcode = 'invalid_parameter_value';
+    end if;
+    for partition_name in
+        select c.relname from pg_inherits i join pg_class c on c.oid = i.inhrelid
+        where i.inhparent = 'authz.audit_log'::regclass and c.relname ~ '^audit_log_[0-9]{6}$'
+          and right(c.relname, 6) < to_char(before, 'YYYYMM')
+        order by 1
+    loop
+        execute format('drop table authz.%I', partition_name);
+        dropped := dropped || partition_name;
+    end loop;
+    return dropped;
+end $$;
+revoke execute on function authz.drop_audit_months(date) from public;

@@ -13,6 +13,12 @@ pub mod query;
 mod sweep;
 mod writer;
 
+mod canonical;
+mod export;
+pub mod retention;
+mod seal;
+mod verify;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{Acquire, PgConnection, PgExecutor, Postgres};
@@ -26,6 +32,11 @@ use line::Line;
 
 use crate::decision::Decision;
 use crate::error::Error;
+
+pub use canonical::Digest;
+pub use export::{Exported, export};
+pub use seal::{Checkpoint, DEFAULT_INTERVAL, PublicKey, Sealed, Sealer, SigningKey, checkpoint, seal};
+pub use verify::{Difference, Finding, Problem, Report, Trust, verify, verify_exports, verify_state};
 
 /// On whose behalf a change is made, and by which service: what the audit trail will say.
 #[derive(Debug, Clone, PartialEq, Eq)]

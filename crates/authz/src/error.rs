@@ -144,6 +144,34 @@ pub enum Error {
         /// What was found.
         what: String,
     },
+    /// A text is not a SHA-256.
+    #[error("`{0}` is not a digest; a digest is 64 hexadecimal digits")]
+    NotADigest(String),
+    /// A text is not a checkpoint.
+    #[error("`{0}` is not a checkpoint; write the number of a seal, a colon and its digest")]
+    NotACheckpoint(String),
+    /// A text is not a key for seals, or none could be made.
+    #[error("{0}; make one with `authz audit key`")]
+    NotAKey(&'static str),
+    /// An export could not be read or written.
+    #[error("the export of the audit trail could not be read or written")]
+    Export(#[source] std::io::Error),
+    /// The trail does not verify, so nothing was exported or removed.
+    #[error("the audit trail does not verify: {0}; nothing was removed")]
+    TrailAltered(crate::audit::Finding),
+    /// The live tables are not what the trail says, so nothing was removed.
+    #[error(
+        "the grants and memberships are not what the audit trail says (`authz verify --state` lists {0} differences); nothing was removed"
+    )]
+    StateDiffers(usize),
+    /// A month that cannot be removed yet.
+    #[error("the month of {month} cannot be removed: {reason}")]
+    MonthNotRemovable {
+        /// Its first day.
+        month: chrono::NaiveDate,
+        /// Why not.
+        reason: String,
+    },
     /// The snapshot has not heard from the database for too long. The caller cannot tell: not an allow.
     #[error(
         "the snapshot of permissions is {age:?} old and may be at most {max:?}; see why the database does not answer"

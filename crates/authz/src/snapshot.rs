@@ -45,7 +45,7 @@
 
 mod changes;
 mod clock;
-mod copy;
+pub(crate) mod copy;
 mod follow;
 mod listen;
 mod load;

@@ -6,7 +6,7 @@ const SIGNATURE: &[u8; 11] = b"PGCOPY\n\xff\r\n\0";
 
 /// Takes the pieces of a stream, whatever their borders, and gives the rows.
 #[derive(Default)]
-pub(super) struct Rows {
+pub(crate) struct Rows {
     /// What is left of a row that goes on in the next piece.
     rest: Vec<u8>,
     place: Place,
@@ -22,14 +22,14 @@ enum Place {
 
 /// One value of a row; `None` is null.
 #[derive(Clone, Copy, Default)]
-pub(super) struct Field<'a>(Option<&'a [u8]>);
+pub(crate) struct Field<'a>(Option<&'a [u8]>);
 
 impl Rows {
     /// Calls `each` with every row that is complete.
     ///
     /// # Errors
     /// [`Error::Unreadable`] if this is not such a stream of rows of `N` values, or what `each` gives.
-    pub(super) fn feed<const N: usize>(
+    pub(crate) fn feed<const N: usize>(
         &mut self,
         piece: &[u8],
         mut each: impl FnMut([Field<'_>; N]) -> Result<(), Error>,
@@ -49,7 +49,7 @@ impl Rows {
 
     /// # Errors
     /// [`Error::Unreadable`] if the stream was cut short.
-    pub(super) fn end(&self) -> Result<(), Error> {
+    pub(crate) fn end(&self) -> Result<(), Error> {
         if self.place == Place::End && self.rest.is_empty() { Ok(()) } else { Err(unreadable()) }
     }
 }
@@ -125,25 +125,30 @@ fn unreadable() -> Error {
 }
 
 impl<'a> Field<'a> {
-    pub(super) fn int8(self) -> Result<i64, Error> {
+    pub(crate) fn int8(self) -> Result<i64, Error> {
         self.0.and_then(|value| value.try_into().ok()).map(i64::from_be_bytes).ok_or_else(unreadable)
     }
 
-    pub(super) fn int4_or_null(self) -> Result<Option<i32>, Error> {
+    /// As it came; `None` is null.
+    pub(crate) fn bytes(self) -> Option<&'a [u8]> {
+        self.0
+    }
+
+    pub(crate) fn int4_or_null(self) -> Result<Option<i32>, Error> {
         let Some(value) = self.0 else { return Ok(None) };
         value.try_into().map(|value| Some(i32::from_be_bytes(value))).map_err(|_| unreadable())
     }
 
-    pub(super) fn text(self) -> Result<&'a str, Error> {
+    pub(crate) fn text(self) -> Result<&'a str, Error> {
         self.text_or_null()?.ok_or_else(unreadable)
     }
 
-    pub(super) fn text_or_null(self) -> Result<Option<&'a str>, Error> {
+    pub(crate) fn text_or_null(self) -> Result<Option<&'a str>, Error> {
         self.0.map(std::str::from_utf8).transpose().map_err(|_| unreadable())
     }
 
     /// An array of one dimension without nulls; null stands for an empty one.
-    pub(super) fn int8s(self) -> Result<impl Iterator<Item = i64> + 'a, Error> {
+    pub(crate) fn int8s(self) -> Result<impl Iterator<Item = i64> + 'a, Error> {
         let elements = match self.0 {
             None => &[],
             Some(mut array) => {

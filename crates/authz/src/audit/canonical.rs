@@ -1,0 +1,240 @@
+//! A record as bytes, always the same ones, whatever the session's settings, the server or the way they came.
+//!
+//! The columns in the order of [`COLUMNS`]; each as the length of its value (four bytes, big-endian; all ones for
+//! null) and the value: a number as eight bytes, big-endian; a time as such a number, microseconds since
+//! 2000-01-01 UTC; a text as UTF-8; JSON as the text that Postgres gives for `jsonb`, which is the same for the same
+//! value. So two different records never give the same bytes. A digest begins with a word for what it is a digest of.
+
+use ring::digest::{Context, SHA256, digest};
+
+use crate::error::Error;
+use crate::snapshot::copy::Field;
+
+/// How many columns a record has.
+pub(crate) const COLUMNS: usize = 14;
+/// The length of one entry of a seal.
+pub(crate) const ENTRY: usize = 48;
+
+const RECORD: &[u8] = b"authz audit record 1\n";
+const NULL: [u8; 4] = [0xff; 4];
+
+/// A SHA-256.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Digest(pub(crate) [u8; 32]);
+
+impl std::fmt::Display for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&to_hex(&self.0))
+    }
+}
+
+impl std::fmt::Debug for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::str::FromStr for Digest {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        from_hex(text)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(Self)
+            .ok_or_else(|| Error::NotADigest(text.to_owned()))
+    }
+}
+
+impl serde::Serialize for Digest {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Digest {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl Digest {
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        Self::from_ring(&digest(&SHA256, bytes))
+    }
+
+    fn from_ring(digest: &ring::digest::Digest) -> Self {
+        let mut bytes = [0; 32];
+        for (to, from) in bytes.iter_mut().zip(digest.as_ref()) {
+            *to = *from;
+        }
+        Self(bytes)
+    }
+
+    pub(crate) fn from_slice(bytes: &[u8]) -> Result<Self, Error> {
+        bytes
+            .try_into()
+            .map(Self)
+            .map_err(|_| Error::Unreadable { what: "a digest of another length".to_owned() })
+    }
+}
+
+/// Digests what comes piece by piece.
+pub(crate) struct Hasher(Context);
+
+impl Hasher {
+    pub(crate) fn new() -> Self {
+        Self(Context::new(&SHA256))
+    }
+
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub(crate) fn finish(self) -> Digest {
+        Digest::from_ring(&self.0.finish())
+    }
+}
+
+/// What a seal says of one record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) audit_id: i64,
+    /// Microseconds since 2000-01-01 UTC.
+    pub(crate) recorded_at: i64,
+    pub(crate) digest: Digest,
+}
+
+impl Entry {
+    pub(crate) fn to_bytes(self) -> [u8; ENTRY] {
+        let mut bytes = [0; ENTRY];
+        let parts = [&self.audit_id.to_be_bytes()[..], &self.recorded_at.to_be_bytes(), &self.digest.0];
+        for (to, from) in bytes.iter_mut().zip(parts.into_iter().flatten()) {
+            *to = *from;
+        }
+        bytes
+    }
+
+    pub(crate) fn all_from_bytes(bytes: &[u8]) -> impl Iterator<Item = Self> + '_ {
+        let (entries, _) = bytes.as_chunks::<ENTRY>();
+        entries.iter().filter_map(|entry| {
+            let (audit_id, rest) = entry.split_first_chunk::<8>()?;
+            let (recorded_at, rest) = rest.split_first_chunk::<8>()?;
+            Some(Self {
+                audit_id: i64::from_be_bytes(*audit_id),
+                recorded_at: i64::from_be_bytes(*recorded_at),
+                digest: Digest(rest.try_into().ok()?),
+            })
+        })
+    }
+}
+
+/// A record as a seal and a verifier need it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sealable {
+    pub(crate) entry: Entry,
+    pub(crate) transaction_id: u64,
+}
+
+impl Sealable {
+    /// Where it stands in the order of the chain within its era.
+    pub(crate) const fn place(&self) -> Place {
+        Place { transaction_id: self.transaction_id, audit_id: self.entry.audit_id }
+    }
+}
+
+/// A place in the order of the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place {
+    pub(crate) transaction_id: u64,
+    pub(crate) audit_id: i64,
+}
+
+impl Place {
+    /// Before every record.
+    pub(crate) const START: Self = Self { transaction_id: 0, audit_id: i64::MIN };
+    /// After every record.
+    pub(crate) const END: Self = Self { transaction_id: i64::MAX.unsigned_abs(), audit_id: i64::MAX };
+
+    /// Before every record of that transaction.
+    pub(crate) const fn before(transaction_id: u64) -> Self {
+        Self { transaction_id, audit_id: i64::MIN }
+    }
+
+    /// Right after a record.
+    pub(crate) const fn after(self) -> Self {
+        match self.audit_id.checked_add(1) {
+            Some(audit_id) => Self { transaction_id: self.transaction_id, audit_id },
+            None => Self { transaction_id: self.transaction_id + 1, audit_id: i64::MIN },
+        }
+    }
+}
+
+/// Makes the bytes of one record after the other, in one place.
+pub(crate) struct Encoder(Vec<u8>);
+
+impl Encoder {
+    pub(crate) fn new() -> Self {
+        Self(Vec::with_capacity(1024))
+    }
+
+    /// Begins a record.
+    pub(crate) fn begin(&mut self) {
+        self.0.clear();
+        self.0.extend_from_slice(RECORD);
+    }
+
+    pub(crate) fn value(&mut self, value: Option<&[u8]>) {
+        match value {
+            // Postgres holds no value of 1 GiB or more; one that pretends to is not taken for null.
+            Some(value) => match u32::try_from(value.len()) {
+                Ok(length) if length < u32::MAX => {
+                    self.0.extend_from_slice(&length.to_be_bytes());
+                    self.0.extend_from_slice(value);
+                }
+                _ => self.0.extend_from_slice(&(u32::MAX - 1).to_be_bytes()),
+            },
+            None => self.0.extend_from_slice(&NULL),
+        }
+    }
+
+    pub(crate) fn number(&mut self, number: i64) {
+        self.value(Some(&number.to_be_bytes()));
+    }
+
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::of(&self.0)
+    }
+
+    /// The record that a row of `COPY … (format binary)` over the columns holds.
+    pub(crate) fn row(&mut self, row: &[Field<'_>; COLUMNS]) -> Result<Sealable, Error> {
+        let [audit_id, recorded_at, .., transaction_id, _operation_id] = row;
+        self.begin();
+        for field in row {
+            self.value(field.bytes());
+        }
+        Ok(Sealable {
+            entry: Entry {
+                audit_id: audit_id.int8()?,
+                recorded_at: recorded_at.int8()?,
+                digest: self.digest(),
+            },
+            transaction_id: transaction_id.int8()?.cast_unsigned(),
+        })
+    }
+}
+
+pub(crate) fn to_hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |half: u8| DIGITS.get(usize::from(half)).copied().map_or('?', char::from);
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+}
+
+pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let half = |digit: u8| char::from(digit).to_digit(16).and_then(|half| u8::try_from(half).ok());
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    if !rest.is_empty() {
+        return None;
+    }
+    pairs.iter().map(|[high, low]| Some(half(*high)? << 4 | half(*low)?)).collect()
+}

@@ -1,0 +1,203 @@
+//! How long the trail is kept: partitions for the coming months, and old months exported and dropped.
+
+use std::fs::File;
+use std::io::{BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+use chrono::{Datelike, NaiveDate};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde::Serialize;
+use sqlx::{Connection, PgConnection, PgPool};
+
+use super::canonical::{Hasher, Place};
+use super::export::export_in;
+use super::seal::{Checkpoint, SigningKey, micros, seal, seals_after};
+use super::verify::{differences, pruned, verify_exports};
+use super::{Actor, Digest, Exported, Trust, act_as, checkpoint};
+use crate::error::Error;
+
+/// For how many months ahead there is a partition.
+pub const MONTHS_AHEAD: u16 = 3;
+
+/// Makes the partitions of this month and of the next ones; says how many it made.
+///
+/// # Errors
+/// [`Error::Database`] if the database does not answer, or if readers did not let it work within two seconds: then a
+/// later attempt will do, records go to a default partition meanwhile.
+pub async fn make_partitions(pool: &PgPool, months_ahead: u16) -> Result<u32, Error> {
+    let made =
+        sqlx::query_scalar!(r#"select authz.make_audit_partitions($1) as "made!""#, i32::from(months_ahead))
+            .fetch_one(pool)
+            .await?;
+    Ok(made.unsigned_abs())
+}
+
+/// What a run of [`prune`] did.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Pruning {
+    /// The partitions that are gone; none if there was nothing to do.
+    pub dropped: Vec<String>,
+    /// What was exported before.
+    pub exported: Option<Exported>,
+    /// The export.
+    pub file: Option<PathBuf>,
+    /// The SHA-256 of the export.
+    pub sha256: Option<Digest>,
+}
+
+/// Removes the months before the one that `before` is in: seals what is there; exports into `folder` all that was sealed
+/// since the run before, gzipped; reads the export back and verifies it; holds the grants against the trail; and drops
+/// the months, with a baseline of the grants for later replays and a record of itself in the same transaction.
+///
+/// The files of all runs together, in their order, are the whole chain. The chain in the database still verifies, from
+/// what the seals say of each record. Stops readers and writers of the trail for the last step.
+///
+/// # Errors
+/// [`Error::TrailAltered`], [`Error::StateDiffers`], [`Error::MonthNotRemovable`] if a transaction under way holds
+/// records back, [`Error::Export`], [`Error::Database`]; nothing is dropped then.
+pub async fn prune(
+    pool: &PgPool,
+    before: NaiveDate,
+    folder: &Path,
+    key: Option<&SigningKey>,
+    actor: &Actor,
+) -> Result<Pruning, Error> {
+    let before = before.with_day(1).unwrap_or(before);
+    make_partitions(pool, MONTHS_AHEAD).await?;
+    let mut connection = pool.acquire().await?;
+    if !has_month_before(&mut connection, before).await? {
+        return Ok(Pruning { dropped: Vec::new(), exported: None, file: None, sha256: None });
+    }
+    seal(pool, key).await?;
+    let differ = super::verify_state(pool).await?.len();
+    if differ > 0 {
+        return Err(Error::StateDiffers(differ));
+    }
+
+    let mut tx = connection.begin_with("begin isolation level repeatable read read only").await?;
+    let first = pruned(&mut tx).await?.map_or(1, |pruned| pruned.through_seal.saturating_add(1));
+    let last = checkpoint(&mut *tx).await?.map_or(0, |checkpoint| checkpoint.seal_id);
+    let file = folder.join(format!("audit-{first:012}-{last:012}.ndjson.gz"));
+    let exported = write_file(&mut tx, first, &file).await?;
+    tx.rollback().await?;
+    let sha256 = read_back(&mut connection, &file, &exported).await?;
+
+    let through_seal = exported.checkpoint.as_ref().map_or(first.saturating_sub(1), |c| c.seal_id);
+    let mut tx = connection.begin_with("begin isolation level read committed").await?;
+    act_as(&mut tx, actor).await?;
+    sqlx::query!("set local lock_timeout = '5s'").execute(&mut *tx).await?;
+    sqlx::query!("lock table authz.audit_log in access exclusive mode").execute(&mut *tx).await?;
+    let unsealed = beyond(&mut tx, before, through_seal).await?;
+    if unsealed > 0 {
+        let reason = format!("{unsealed} of its records are not sealed and exported yet; try again later");
+        return Err(Error::MonthNotRemovable { month: before, reason });
+    }
+    let differ = differences(&mut tx).await?.len();
+    if differ > 0 {
+        return Err(Error::StateDiffers(differ));
+    }
+    sqlx::query!("select authz.write_audit_baseline()").fetch_one(&mut *tx).await?;
+    let dropped = sqlx::query_scalar!(r#"select authz.drop_audit_months($1) as "dropped!""#, before)
+        .fetch_one(&mut *tx)
+        .await?;
+    let midnight = before.and_time(chrono::NaiveTime::MIN).and_utc();
+    let detail = serde_json::json!({
+        "before": before, "before_micros": micros(midnight), "through_seal": through_seal,
+        "through_digest": exported.checkpoint.as_ref().map(|checkpoint: &Checkpoint| checkpoint.digest),
+        "dropped": dropped, "file": file.file_name().map(|name| name.to_string_lossy()), "sha256": sha256,
+    });
+    let record =
+        super::Record::new("audit.prune", super::Outcome::Succeeded).target("audit_log").detail(detail);
+    super::record(&mut *tx, actor, &record).await?;
+    tx.commit().await?;
+    Ok(Pruning { dropped, exported: Some(exported), file: Some(file), sha256: Some(sha256) })
+}
+
+async fn has_month_before(connection: &mut PgConnection, before: NaiveDate) -> Result<bool, Error> {
+    let found = sqlx::query_scalar!(
+        r#"
+        select exists (select from pg_inherits i join pg_class c on c.oid = i.inhrelid
+                       where i.inhparent = 'authz.audit_log'::regclass and c.relname ~ '^audit_log_[0-9]{6}$'
+                         and right(c.relname, 6) < to_char($1::date, 'YYYYMM')) as "found!"
+        "#,
+        before,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(found)
+}
+
+async fn write_file(connection: &mut PgConnection, first: i64, path: &Path) -> Result<Exported, Error> {
+    // Never over a file that is there: it may be the only copy of what an earlier run dropped.
+    let file = File::options().write(true).create_new(true).open(path).map_err(Error::Export)?;
+    let written = async {
+        let mut out = GzEncoder::new(BufWriter::new(&file), Compression::default());
+        let exported = export_in(connection, first, None, &mut out).await?;
+        out.finish().and_then(|mut out| out.flush()).map_err(Error::Export)?;
+        file.sync_all().map_err(Error::Export)?;
+        Ok(exported)
+    }
+    .await;
+    if written.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    written
+}
+
+/// Verifies the file as it is on disk; gives its digest.
+async fn read_back(connection: &mut PgConnection, path: &Path, exported: &Exported) -> Result<Digest, Error> {
+    let mut trust = Trust::new();
+    let before = seals_after(&mut *connection, exported.first_seal.saturating_sub(2), 1).await?.pop();
+    if let Some(before) = before.filter(|seal| seal.seal_id == exported.first_seal.saturating_sub(1)) {
+        trust = trust.checkpoint(before.checkpoint());
+    }
+    if let Some(checkpoint) = &exported.checkpoint {
+        trust = trust.checkpoint(checkpoint.clone());
+    }
+    let path = path.to_owned();
+    let read = move || {
+        let report = verify_exports([File::open(&path).map_err(Error::Export)?], &trust)?;
+        if let Some(finding) = report.finding {
+            return Err(Error::TrailAltered(finding));
+        }
+        let mut file = File::open(&path).map_err(Error::Export)?;
+        let mut hasher = Hasher::new();
+        let mut piece = vec![0; 1 << 16];
+        loop {
+            let read = file.read(&mut piece).map_err(Error::Export)?;
+            match piece.get(..read) {
+                Some(some) if !some.is_empty() => hasher.update(some),
+                _ => return Ok(hasher.finish()),
+            }
+        }
+    };
+    tokio::task::spawn_blocking(read).await.map_err(|e| Error::Export(std::io::Error::other(e)))?
+}
+
+/// How many records of before that day are in no seal up to this one. With writers held off.
+async fn beyond(connection: &mut PgConnection, before: NaiveDate, through_seal: i64) -> Result<u64, Error> {
+    let through = seals_after(&mut *connection, through_seal.saturating_sub(1), 1).await?.pop();
+    // The closing seals of an era come in one go; a chain that stops among them is not through with anything.
+    let (base, until, last) = match through {
+        Some(seal) if seal.ends_era() => (seal.last_audit_id, Place::START, i64::MAX),
+        Some(seal) if !seal.closing => (seal.base_audit_id, seal.until(), seal.last_audit_id),
+        _ => (i64::MIN, Place::START, i64::MAX),
+    };
+    let count = sqlx::query_scalar!(
+        r#"
+        select count(*) as "count!" from authz.audit_log
+        where recorded_at < $1::date::timestamp at time zone 'UTC' and audit_id > $2
+          and ((transaction_id, audit_id) >= ($3::text::xid8, $4) or audit_id > $5)
+        "#,
+        before,
+        base,
+        until.transaction_id.to_string(),
+        until.audit_id,
+        last,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(count.unsigned_abs())
+}

@@ -1,0 +1,375 @@
+//! One run of the sealer, in the database.
+
+use futures_util::TryStreamExt;
+use serde::Serialize;
+use sqlx::{Connection, PgConnection, PgPool};
+
+use super::{Checkpoint, FORMAT, Seal, SigningKey, last_seal, moment};
+use crate::audit::canonical::{COLUMNS, Digest, Encoder, Place, Sealable, from_hex};
+use crate::error::Error;
+use crate::snapshot::copy::{Field, Rows};
+
+/// A seal has at most so many records, so that what it says of each fits into a row.
+const RECORDS_PER_SEAL: usize = 10_000;
+/// One transaction of the sealer takes at most so many.
+const RECORDS_PER_STEP: i64 = 100_000;
+
+/// What a run of the sealer did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Sealed {
+    /// How many seals it wrote.
+    pub seals: u64,
+    /// How many records they hold.
+    pub records: u64,
+    /// The newest seal, whoever wrote it.
+    pub checkpoint: Option<Checkpoint>,
+    /// Whether another sealer was at work, so that this one left it the rest.
+    pub busy: bool,
+}
+
+/// Seals all records whose transactions are past the commit horizon; with `key`, signs the seals.
+///
+/// Safe to call from many processes: one works, the others leave with `busy`. After the trail was restored into another
+/// cluster the first run stops writers of the trail for a moment.
+///
+/// # Errors
+/// [`Error::Database`] if the database does not answer, or if it took longer than five seconds to stop writers.
+pub async fn seal(pool: &PgPool, key: Option<&SigningKey>) -> Result<Sealed, Error> {
+    let mut connection = pool.acquire().await?;
+    let mut total = Sealed::default();
+    loop {
+        match step(&mut connection, key).await? {
+            Step::Busy => {
+                total.busy = true;
+                return Ok(total);
+            }
+            Step::Done { seals, records, last, more } => {
+                total.seals += seals;
+                total.records += records;
+                total.checkpoint = last.map(|seal| seal.checkpoint());
+                if !more {
+                    return Ok(total);
+                }
+            }
+        }
+    }
+}
+
+enum Step {
+    Busy,
+    Done { seals: u64, records: u64, last: Option<Seal>, more: bool },
+}
+
+/// What the database says at the beginning of a step.
+struct Now {
+    sealed_at: i64,
+    cluster_id: i64,
+    horizon: u64,
+    next_transaction_id: u64,
+    last_audit_id: i64,
+    /// Nothing is sealed yet, and there is a record of a transaction that this cluster has not come to.
+    foreign: bool,
+}
+
+async fn step(connection: &mut PgConnection, key: Option<&SigningKey>) -> Result<Step, Error> {
+    let mut tx = connection.begin_with("begin isolation level read committed").await?;
+    let mine = sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock(7022914605) as "mine!""#)
+        .fetch_one(&mut *tx)
+        .await?;
+    if !mine {
+        return Ok(Step::Busy);
+    }
+    let last = last_seal(&mut *tx).await?;
+    let base_audit_id = last
+        .as_ref()
+        .map_or(i64::MIN, |seal| if seal.ends_era() { seal.last_audit_id } else { seal.base_audit_id });
+    let mut now = now(&mut tx, last.is_none()).await?;
+    let (era, from) = last.as_ref().map_or((1, Place::START), Seal::next_place);
+    let closing = last.as_ref().is_some_and(|seal| seal.closing && !seal.ends_era());
+    let elsewhere = now.foreign
+        || last.as_ref().is_some_and(|seal| {
+            seal.cluster_id != now.cluster_id || seal.next_transaction_id > now.next_transaction_id
+        });
+
+    let mut chain = Chain { last, key, written: 0, records: 0 };
+    if elsewhere && !closing {
+        // From here to commit nobody writes to the trail; so every record up to the number noted is there, and every
+        // later one has a higher number.
+        sqlx::query!("set local lock_timeout = '5s'").execute(&mut *tx).await?;
+        sqlx::query!("lock table authz.audit_log in share mode").execute(&mut *tx).await?;
+        now = self::now(&mut tx, chain.last.is_none()).await?;
+        let marker = chain.next(&now, era, base_audit_id, true, Place::START);
+        chain.write(&mut tx, marker, &[]).await?;
+        let Chain { last, written, .. } = chain;
+        tx.commit().await?;
+        return Ok(Step::Done { seals: written, records: 0, last, more: true });
+    }
+
+    let range = if closing {
+        let cap = chain.last.as_ref().map_or(i64::MAX, |seal| seal.last_audit_id);
+        now.last_audit_id = cap;
+        let (sealed_until, sealed_last) = normal_end(&mut tx, era).await?;
+        Range {
+            base_audit_id,
+            cap,
+            from,
+            until: Place::END,
+            sealed_until,
+            sealed_last,
+            limit: RECORDS_PER_STEP,
+        }
+    } else {
+        Range {
+            base_audit_id,
+            cap: i64::MAX,
+            from,
+            until: Place::before(now.horizon),
+            sealed_until: Place::START,
+            sealed_last: i64::MAX,
+            limit: RECORDS_PER_STEP,
+        }
+    };
+    let mut records = Vec::new();
+    let mut encoder = Encoder::new();
+    copy_range(&mut tx, &range, |row| {
+        records.push(encoder.row(row)?);
+        Ok(())
+    })
+    .await?;
+    let more = i64::try_from(records.len()).is_ok_and(|count| count >= RECORDS_PER_STEP);
+    let mut rest = records.as_slice();
+    while !rest.is_empty() || (closing && !more) {
+        let (chunk, left) = rest.split_at(rest.len().min(RECORDS_PER_SEAL));
+        rest = left;
+        let until = match chunk.last() {
+            Some(last) if more || !rest.is_empty() => last.place().after(),
+            _ => range.until,
+        };
+        let next = chain.next(&now, era, base_audit_id, closing, until);
+        chain.write(&mut tx, next, chunk).await?;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    let Chain { last, written, records, .. } = chain;
+    tx.commit().await?;
+    Ok(Step::Done { seals: written, records, last, more })
+}
+
+async fn now(connection: &mut PgConnection, first: bool) -> Result<Now, Error> {
+    // The time of the statement's beginning, the snapshot after it, the sequence after that: so a transaction that
+    // begins after this seal is later than its time, and one below its horizon has drawn all its numbers.
+    let row = sqlx::query!(
+        r#"
+        select (extract(epoch from statement_timestamp()) * 1000000 - 946684800000000)::bigint as "sealed_at!",
+               (select system_identifier from pg_control_system()) as "cluster_id!",
+               -- Of those running when this statement began, the first that still is and is not another database's: the
+               -- plain xmin would wait for them as well. One that has ended meanwhile is seen by the statements to come.
+               coalesce((select min(running.xid::text::bigint) from pg_snapshot_xip(pg_current_snapshot()) running (xid)
+                         where case
+                             when exists (select from pg_stat_activity a
+                                          where a.datid <> (select oid from pg_database where datname = current_database())
+                                            and a.backend_xid
+                                                = (running.xid::text::numeric % 4294967296)::bigint::text::xid)
+                             then false
+                             else pg_xact_status(running.xid) = 'in progress'
+                         end),
+                        pg_snapshot_xmax(pg_current_snapshot())::text::bigint) as "horizon!",
+               pg_snapshot_xmax(pg_current_snapshot())::text::bigint as "next_transaction_id!",
+               (select case when is_called then last_value else last_value - 1 end
+                from authz.audit_log_audit_id_seq) as "last_audit_id!",
+               -- With a seal its cluster tells, and looking at all records is not called for.
+               $1 and exists (select from authz.audit_log
+                              where transaction_id >= pg_snapshot_xmax(pg_current_snapshot())) as "foreign!"
+        "#,
+        first,
+    )
+    .fetch_one(connection)
+    .await?;
+    Ok(Now {
+        sealed_at: row.sealed_at,
+        cluster_id: row.cluster_id,
+        horizon: row.horizon.cast_unsigned(),
+        next_transaction_id: row.next_transaction_id.cast_unsigned(),
+        last_audit_id: row.last_audit_id,
+        foreign: row.foreign,
+    })
+}
+
+/// Where the seals of an era end that are not closing ones, and the highest number that the last of them knew of.
+pub(crate) async fn normal_end(connection: &mut PgConnection, era: i32) -> Result<(Place, i64), Error> {
+    let row = sqlx::query!(
+        r#"
+        select until_transaction_id::text::bigint as "transaction_id!", until_audit_id, last_audit_id
+        from authz.audit_seals
+        where era = $1 and not closing
+        order by seal_id desc
+        limit 1
+        "#,
+        era,
+    )
+    .fetch_optional(connection)
+    .await?;
+    Ok(row.map_or((Place::START, i64::MAX), |row| {
+        let place =
+            Place { transaction_id: row.transaction_id.cast_unsigned(), audit_id: row.until_audit_id };
+        (place, row.last_audit_id)
+    }))
+}
+
+/// The end of the chain, and what was added to it.
+struct Chain<'k> {
+    last: Option<Seal>,
+    key: Option<&'k SigningKey>,
+    written: u64,
+    records: u64,
+}
+
+impl Chain<'_> {
+    fn next(&self, now: &Now, era: i32, base_audit_id: i64, closing: bool, until: Place) -> Seal {
+        Seal {
+            seal_id: self.last.as_ref().map_or(1, |seal| seal.seal_id.saturating_add(1)),
+            sealed_at: now.sealed_at,
+            format: FORMAT,
+            era,
+            cluster_id: now.cluster_id,
+            base_audit_id,
+            last_audit_id: now.last_audit_id,
+            horizon: now.horizon,
+            next_transaction_id: now.next_transaction_id,
+            closing,
+            until_transaction_id: until.transaction_id,
+            until_audit_id: until.audit_id,
+            records: 0,
+            records_digest: Digest([0; 32]),
+            previous_digest: self.last.as_ref().map(|seal| seal.digest),
+            digest: Digest([0; 32]),
+            key_id: None,
+            signature: None,
+        }
+    }
+
+    async fn write(
+        &mut self,
+        connection: &mut PgConnection,
+        mut seal: Seal,
+        records: &[Sealable],
+    ) -> Result<(), Error> {
+        let entries: Vec<u8> = records.iter().flat_map(|record| record.entry.to_bytes()).collect();
+        seal.records = i64::try_from(records.len()).unwrap_or(i64::MAX);
+        seal.records_digest = Digest::of(&entries);
+        seal.complete(self.key);
+        let sealed_at = moment(seal.sealed_at)
+            .ok_or_else(|| Error::Unreadable { what: "a clock beyond all dates".to_owned() })?;
+        sqlx::query!(
+            r#"
+            insert into authz.audit_seals
+                (seal_id, sealed_at, format, era, cluster_id, base_audit_id, last_audit_id, horizon, next_transaction_id,
+                 closing, until_transaction_id, until_audit_id, records, records_digest, previous_digest, digest,
+                 key_id, signature, entries)
+            values ($1, $2, $3, $4, $5, $6, $7, $8::text::xid8, $9::text::xid8, $10, $11::text::xid8, $12, $13, $14, $15,
+                    $16, $17, $18, $19)
+            "#,
+            seal.seal_id,
+            sealed_at,
+            seal.format,
+            seal.era,
+            seal.cluster_id,
+            seal.base_audit_id,
+            seal.last_audit_id,
+            seal.horizon.to_string(),
+            seal.next_transaction_id.to_string(),
+            seal.closing,
+            seal.until_transaction_id.to_string(),
+            seal.until_audit_id,
+            seal.records,
+            &seal.records_digest.0[..],
+            seal.previous_digest.as_ref().map(|digest| &digest.0[..]),
+            &seal.digest.0[..],
+            seal.key_id,
+            seal.signature.as_deref().and_then(from_hex),
+            entries,
+        )
+        .execute(connection)
+        .await?;
+        self.written += 1;
+        self.records += seal.records.unsigned_abs();
+        self.last = Some(seal);
+        Ok(())
+    }
+}
+
+/// Records of one era, in the order of the chain.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Range {
+    /// Only those with higher numbers than this.
+    pub(crate) base_audit_id: i64,
+    /// None with a higher number than this.
+    pub(crate) cap: i64,
+    pub(crate) from: Place,
+    pub(crate) until: Place,
+    /// Not those before this place with numbers up to `sealed_last`: other seals have them.
+    pub(crate) sealed_until: Place,
+    pub(crate) sealed_last: i64,
+    pub(crate) limit: i64,
+}
+
+/// Streams the records of a range; within a transaction.
+pub(crate) async fn copy_range(
+    connection: &mut PgConnection,
+    range: &Range,
+    mut each: impl FnMut(&[Field<'_>; COLUMNS]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    // `copy` takes no parameters, settings of the transaction stand for them.
+    sqlx::query!(
+        r#"
+        select set_config('authz.range_base', $1, true) as "base!", set_config('authz.range_cap', $2, true) as "cap!",
+               set_config('authz.range_from_transaction', $3, true) as "from_transaction!",
+               set_config('authz.range_from_record', $4, true) as "from_record!",
+               set_config('authz.range_until_transaction', $5, true) as "until_transaction!",
+               set_config('authz.range_until_record', $6, true) as "until_record!",
+               set_config('authz.range_sealed_transaction', $7, true) as "sealed_transaction!",
+               set_config('authz.range_sealed_record', $8, true) as "sealed_record!",
+               set_config('authz.range_sealed_last', $9, true) as "sealed_last!",
+               set_config('authz.range_limit', $10, true) as "limit!"
+        "#,
+        range.base_audit_id.to_string(),
+        range.cap.to_string(),
+        range.from.transaction_id.to_string(),
+        range.from.audit_id.to_string(),
+        range.until.transaction_id.to_string(),
+        range.until.audit_id.to_string(),
+        range.sealed_until.transaction_id.to_string(),
+        range.sealed_until.audit_id.to_string(),
+        range.sealed_last.to_string(),
+        range.limit.to_string(),
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let mut chunks = connection
+        .copy_out_raw(
+            "copy (
+                select audit_id, recorded_at, service, actor, action, outcome, target, detail::text, request_id,
+                       decision::text, revision, database_user, transaction_id, operation_id
+                from authz.audit_log
+                where audit_id > current_setting('authz.range_base')::bigint
+                  and audit_id <= current_setting('authz.range_cap')::bigint
+                  and (transaction_id, audit_id) >= (current_setting('authz.range_from_transaction')::xid8,
+                                                     current_setting('authz.range_from_record')::bigint)
+                  and (transaction_id, audit_id) < (current_setting('authz.range_until_transaction')::xid8,
+                                                    current_setting('authz.range_until_record')::bigint)
+                  and ((transaction_id, audit_id) >= (current_setting('authz.range_sealed_transaction')::xid8,
+                                                      current_setting('authz.range_sealed_record')::bigint)
+                       or audit_id > current_setting('authz.range_sealed_last')::bigint)
+                order by transaction_id, audit_id
+                limit current_setting('authz.range_limit')::bigint
+            ) to stdout (format binary)",
+        )
+        .await?;
+    let mut rows = Rows::default();
+    while let Some(chunk) = chunks.try_next().await? {
+        rows.feed(&chunk, |row: [Field<'_>; COLUMNS]| each(&row))?;
+    }
+    rows.end()
+}

@@ -1,0 +1,161 @@
+//! Months: partitions made ahead, old ones exported and dropped.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop")]
+
+mod support;
+#[path = "support/trail.rs"]
+mod trail;
+
+use std::fs::File;
+
+use authz::audit::retention::{make_partitions, prune};
+use authz::audit::{Problem, Trust, checkpoint, seal, verify, verify_exports, verify_state};
+use authz::grant::{self, Grant};
+use authz::{Error, user};
+use chrono::NaiveDate;
+use sqlx::{Executor, PgPool};
+use support::{admin, pattern, user as u};
+use trail::{fill, spoil};
+
+async fn partitions(pool: &PgPool) -> Vec<String> {
+    sqlx::query_scalar("select inhrelid::regclass::text from pg_inherits where inhparent = 'authz.audit_log'::regclass order by 1")
+        .fetch_all(pool)
+        .await
+        .unwrap()
+}
+
+async fn this_month(pool: &PgPool) -> NaiveDate {
+    sqlx::query_scalar("select date_trunc('month', now() at time zone 'UTC')::date")
+        .fetch_one(pool)
+        .await
+        .unwrap()
+}
+
+/// Records and a grant in each of the last months; nothing sealed.
+async fn old_months(pool: &PgPool) {
+    user::create(pool, &u("a"), "", &admin()).await.unwrap();
+    for months in (1..=3).rev() {
+        let from: i64 = sqlx::query_scalar("select coalesce(max(audit_id), 0) from authz.audit_log")
+            .fetch_one(pool)
+            .await
+            .unwrap();
+        fill(pool, 8).await;
+        let action = pattern(&format!("month{months}.*"));
+        grant::to_user(pool, &u("a"), &Grant::new(action, "why"), &admin()).await.unwrap();
+        let statement = format!(
+            "update authz.audit_log set recorded_at = (date_trunc('month', now() at time zone 'UTC') - interval '{months} months' + interval '10 days') at time zone 'UTC'
+             where audit_id > {from}"
+        );
+        spoil(pool, &[statement.leak()]).await;
+    }
+}
+
+#[tokio::test]
+async fn months_are_made_ahead_and_take_their_records_from_the_default() {
+    let (_database, pool) = support::database().await;
+    let before = partitions(&pool).await;
+    assert_eq!(before.len(), 5, "{before:?}");
+    assert_eq!(make_partitions(&pool, 3).await.unwrap(), 0);
+    assert_eq!(make_partitions(&pool, 5).await.unwrap(), 2);
+    old_months(&pool).await;
+    let in_default: i64 =
+        sqlx::query_scalar("select count(*) from authz.audit_log_default").fetch_one(&pool).await.unwrap();
+    assert!(in_default > 24);
+    assert_eq!(make_partitions(&pool, 3).await.unwrap(), 3);
+    let left: i64 =
+        sqlx::query_scalar("select count(*) from authz.audit_log_default").fetch_one(&pool).await.unwrap();
+    let all: i64 = sqlx::query_scalar("select count(*) from authz.audit_log").fetch_one(&pool).await.unwrap();
+    assert_eq!((left, all), (0, in_default));
+    for partition in partitions(&pool).await {
+        for statement in [
+            format!("update {partition} set actor = ''"),
+            format!("delete from {partition}"),
+            format!("truncate {partition}"),
+        ] {
+            let error = pool.execute(&*statement.leak()).await.unwrap_err().to_string();
+            assert!(error.contains("append-only"), "{partition}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn old_months_are_exported_and_dropped_and_all_still_verifies() {
+    let (_database, pool) = support::database().await;
+    old_months(&pool).await;
+    fill(&pool, 8).await;
+    seal(&pool, None).await.unwrap();
+    let total = verify(&pool, &Trust::new()).await.unwrap().records;
+    let this_month = this_month(&pool).await;
+    let last_month = this_month.checked_sub_months(chrono::Months::new(1)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+
+    let pruned = prune(&pool, last_month, folder.path(), None, &admin()).await.unwrap();
+    assert_eq!(pruned.dropped.len(), 2, "{pruned:?}");
+    let report = verify(&pool, &Trust::new()).await.unwrap();
+    assert_eq!((report.finding.as_ref(), report.pruned > 0), (None, true));
+    assert!(report.records < total);
+    assert_eq!(report.pruned_before.unwrap().date_naive(), last_month);
+    assert!(verify_state(&pool).await.unwrap().is_empty());
+    let again = prune(&pool, last_month, folder.path(), None, &admin()).await.unwrap();
+    assert_eq!((again.dropped.len(), again.file), (0, None));
+
+    fill(&pool, 4).await;
+    let second = prune(&pool, this_month, folder.path(), None, &admin()).await.unwrap();
+    assert_eq!(second.dropped.len(), 1);
+    let report = verify(&pool, &Trust::new()).await.unwrap();
+    assert_eq!(report.finding, None);
+    let trust = Trust::new().checkpoint(checkpoint(&pool).await.unwrap().unwrap());
+    let files = [pruned.file.unwrap(), second.file.unwrap()].map(|file| File::open(file).unwrap());
+    let offline = verify_exports(files, &trust).unwrap();
+    assert_eq!((offline.finding, offline.pruned), (None, 0), "the files are the whole chain");
+    assert_eq!(offline.records, report.records + report.pruned);
+    // The grants of the months that are gone are still accounted for.
+    assert!(verify_state(&pool).await.unwrap().is_empty());
+    spoil(&pool, &["delete from authz.user_actions where action_name = 'month3.*'"]).await;
+    assert_eq!(verify_state(&pool).await.unwrap().len(), 1);
+
+    // What retention left is guarded as before.
+    let id: i64 =
+        sqlx::query_scalar("select min(audit_id) from authz.audit_log").fetch_one(&pool).await.unwrap();
+    spoil(&pool, &[format!("delete from authz.audit_log where audit_id = {id}").leak()]).await;
+    let finding = verify(&pool, &Trust::new()).await.unwrap().finding.unwrap();
+    assert_eq!((finding.problem, finding.audit_id), (Problem::RecordRemoved, Some(id)));
+}
+
+#[tokio::test]
+async fn nothing_is_dropped_while_something_is_wrong() {
+    let (_database, pool) = support::database().await;
+    old_months(&pool).await;
+    make_partitions(&pool, 3).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let this_month = this_month(&pool).await;
+    let before = partitions(&pool).await;
+    let attempt = async || prune(&pool, this_month, folder.path(), None, &admin()).await.unwrap_err();
+
+    spoil(&pool, &["insert into authz.user_actions (user_id, action_name) values (1, 'slipped.in.*')"]).await;
+    assert!(matches!(attempt().await, Error::StateDiffers(1)));
+    spoil(&pool, &["delete from authz.user_actions where action_name = 'slipped.in.*'"]).await;
+
+    seal(&pool, None).await.unwrap();
+    pool.execute("create table kept as select * from authz.audit_log").await.unwrap();
+    spoil(&pool, &["update authz.audit_log set actor = 'x' where audit_id = 2"]).await;
+    assert!(matches!(attempt().await, Error::TrailAltered(finding) if finding.audit_id == Some(2)));
+    spoil(
+        &pool,
+        &["update authz.audit_log a set actor = k.actor from kept k where a.audit_id = 2 and k.audit_id = 2"],
+    )
+    .await;
+
+    // A file that is there is not written over.
+    let taken = verify(&pool, &Trust::new()).await.unwrap().seals;
+    let name = folder.path().join(format!("audit-{:012}-{taken:012}.ndjson.gz", 1));
+    std::fs::write(&name, "kept").unwrap();
+    assert!(matches!(attempt().await, Error::Export(_)));
+    assert_eq!(std::fs::read(&name).unwrap(), b"kept");
+    std::fs::remove_file(name).unwrap();
+
+    assert_eq!(partitions(&pool).await, before);
+    let month = this_month.checked_add_months(chrono::Months::new(1)).unwrap();
+    assert!(prune(&pool, month, folder.path(), None, &admin()).await.is_err(), "not the month under way");
+    assert_eq!(partitions(&pool).await, before);
+}
