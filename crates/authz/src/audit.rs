@@ -6,6 +6,7 @@
 //! [`Writer`].
 
 mod batch;
+pub mod history;
 pub(crate) mod line;
 mod open;
 pub mod operation;
@@ -23,6 +24,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{Acquire, PgConnection, PgExecutor, Postgres};
 
+pub use history::{Moment, could, who_could};
 pub use line::{DETAIL_LIMIT, TEXT_LIMIT, redact_keys};
 pub use query::Query;
 pub use sweep::sweep;

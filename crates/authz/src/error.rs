@@ -125,6 +125,19 @@ pub enum Error {
         /// The text, with control characters escaped.
         text: String,
     },
+    /// A question about a time before the trail.
+    #[error(
+        "the audit trail does not tell of {asked}: what it needs for that begins at {begins}; ask an export of the months before"
+    )]
+    BeforeTrail {
+        /// What was asked about.
+        asked: chrono::DateTime<chrono::Utc>,
+        /// From when on the trail holds everything.
+        begins: chrono::DateTime<chrono::Utc>,
+    },
+    /// No record of that number.
+    #[error("the audit trail has no record {0}; it may have been removed with its month")]
+    UnknownRecord(i64),
     /// A record did not get into the audit trail, or nobody knows whether it did. What it tells of must not go on.
     #[error("the audit record could not be written; try again once the database answers")]
     NotRecorded(#[source] std::sync::Arc<sqlx::Error>),

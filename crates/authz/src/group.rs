@@ -75,6 +75,39 @@ pub async fn find(executor: impl PgExecutor<'_>, name: &GroupName) -> Result<Opt
     }))
 }
 
+/// The groups that are not deleted, by name: at most `limit` of those after `after`.
+///
+/// # Errors
+/// [`Error::Database`] if the database does not answer.
+pub async fn list(
+    executor: impl PgExecutor<'_>,
+    after: Option<&GroupName>,
+    limit: u32,
+) -> Result<Vec<Group>, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select g.group_name, d.directory_name, g.external_id, g.display_name, g.description
+        from authz.groups g
+        join authz.directories d on d.directory_id = g.directory_id
+        where g.group_name > $1 and g.status <> 'deleted'
+        order by g.group_name
+        limit $2
+        "#,
+        after.map_or("", GroupName::as_str),
+        i64::from(limit),
+    )
+    .fetch_all(executor)
+    .await?;
+    let group = rows.into_iter().map(|row| Group {
+        name: GroupName::stored(row.group_name),
+        directory: DirectoryName::stored(row.directory_name),
+        external_id: row.external_id,
+        display_name: row.display_name,
+        description: row.description,
+    });
+    Ok(group.collect())
+}
+
 /// Creates a local group.
 ///
 /// # Errors

@@ -81,6 +81,42 @@ pub async fn find(executor: impl PgExecutor<'_>, name: &UserName) -> Result<Opti
     .transpose()
 }
 
+/// The users that are not deleted, by name: at most `limit` of those after `after`.
+///
+/// # Errors
+/// [`Error::Database`] if the database does not answer.
+pub async fn list(
+    executor: impl PgExecutor<'_>,
+    after: Option<&UserName>,
+    limit: u32,
+) -> Result<Vec<User>, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select u.user_name, d.directory_name as "directory_name?", u.external_id, u.display_name, u.status
+        from authz.users u
+        left join authz.directories d on d.directory_id = u.directory_id
+        where u.user_name > $1 and u.status <> 'deleted'
+        order by u.user_name
+        limit $2
+        "#,
+        after.map_or("", UserName::as_str),
+        i64::from(limit),
+    )
+    .fetch_all(executor)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(User {
+                name: UserName::stored(row.user_name),
+                directory: row.directory_name.map(DirectoryName::stored),
+                external_id: row.external_id,
+                display_name: row.display_name,
+                status: row.status.parse()?,
+            })
+        })
+        .collect()
+}
+
 /// Creates a local user: one that no directory keeps, for example of a job.
 ///
 /// # Errors

@@ -13,7 +13,7 @@ pub const DETAIL_LIMIT: usize = 16 * 1024;
 /// Each of a record's texts (actor, service, action, target, request id) has at most so many bytes.
 pub const TEXT_LIMIT: usize = 1024;
 /// Of an error's text so many bytes are recorded.
-const ERROR_LIMIT: usize = 4 * 1024;
+pub(crate) const ERROR_LIMIT: usize = 4 * 1024;
 
 /// What takes secrets out of a detail: the action's name, and the detail to change.
 pub(crate) type Redact = Arc<dyn Fn(&str, &mut Value) + Send + Sync>;

@@ -33,6 +33,20 @@ pub async fn make_partitions(pool: &PgPool, months_ahead: u16) -> Result<u32, Er
     Ok(made.unsigned_abs())
 }
 
+/// The first day of the month, in UTC, that came so many months before the one under way.
+///
+/// # Errors
+/// [`Error::Database`] if the database does not answer.
+pub async fn months_ago(pool: &PgPool, months: u16) -> Result<NaiveDate, Error> {
+    let day = sqlx::query_scalar!(
+        r#"select (date_trunc('month', now() at time zone 'UTC') - make_interval(months => $1))::date as "day!""#,
+        i32::from(months)
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(day)
+}
+
 /// What a run of [`prune`] did.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]

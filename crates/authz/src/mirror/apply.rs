@@ -8,6 +8,7 @@ use super::lease::{Closing, close};
 use super::remember::remember;
 use super::report::Plan;
 use super::stage::storable;
+use crate::audit::line::{ERROR_LIMIT, shorten};
 use crate::audit::{self, Actor, Outcome, Record};
 use crate::decision::Revision;
 use crate::error::Error;
@@ -88,7 +89,7 @@ impl Planned {
         let counts = serde_json::json!(plan.counts);
         if status != "planned" {
             let detail = serde_json::json!({
-                "run_id": run.run_id, "status": status, "plan_hash": plan.hash, "counts": counts, "message": message.map(storable),
+                "run_id": run.run_id, "status": status, "plan_hash": plan.hash, "counts": counts, "message": message.map(|text| shorten(&storable(text), ERROR_LIMIT)),
             });
             let record = Record::new("directory.sync", outcome).target(run.directory.as_str()).detail(detail);
             audit::record(&mut *tx, actor, &record).await?;

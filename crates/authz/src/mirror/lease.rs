@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::stage::storable;
 use super::stage_members::Staging;
+use crate::audit::line::{ERROR_LIMIT, shorten};
 use crate::audit::{self, Actor, Outcome, Record};
 use crate::error::Error;
 use crate::name::DirectoryName;
@@ -168,7 +169,7 @@ async fn try_record_failure(
     let mut tx = pool.begin().await?;
     let closing = Closing { status: "failed", hash: None, counts: None, message: Some(message), api_calls };
     if let Some(directory) = close(&mut tx, run_id, &closing).await? {
-        let detail = serde_json::json!({"run_id": run_id, "status": "failed", "message": storable(message)});
+        let detail = serde_json::json!({"run_id": run_id, "status": "failed", "message": shorten(&storable(message), ERROR_LIMIT)});
         let record = Record::new("directory.sync", Outcome::Failed).target(&directory).detail(detail);
         audit::record(&mut *tx, actor, &record).await?;
     }

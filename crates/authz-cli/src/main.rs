@@ -1,0 +1,38 @@
+//! The `authz` program: who may do what, and the audit trail. Thin over the library of the same name.
+
+mod answer;
+mod audit;
+mod cli;
+mod permissions;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use answer::{Answer, Failure};
+use cli::{Cli, Command};
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("AUTHZ_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let output = cli.place.output;
+    match run(cli).await {
+        Ok(answer) => answer.print(output),
+        Err(failure) => failure.print(output),
+    }
+}
+
+async fn run(Cli { place, command }: Cli) -> Result<Answer, Failure> {
+    match command {
+        Command::Migrate => {
+            authz::migrate(&place.connect().await?).await?;
+            Ok(Answer::done("the tables are up to date"))
+        }
+        Command::Verify(what) => audit::verify(&place, what).await,
+        Command::Audit(command) => audit::run(&place, command).await,
+        command => permissions::run(&place, command).await,
+    }
+}
