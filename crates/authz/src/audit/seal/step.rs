@@ -44,10 +44,10 @@ pub async fn seal(pool: &PgPool, key: Option<&SigningKey>) -> Result<Sealed, Err
                 total.busy = true;
                 return Ok(total);
             }
-            Step::Done { seals, records, last, more } => {
+            Step::Done { seals, records, checkpoint, more } => {
                 total.seals += seals;
                 total.records += records;
-                total.checkpoint = last.map(|seal| seal.checkpoint());
+                total.checkpoint = checkpoint;
                 if !more {
                     return Ok(total);
                 }
@@ -58,7 +58,7 @@ pub async fn seal(pool: &PgPool, key: Option<&SigningKey>) -> Result<Sealed, Err
 
 enum Step {
     Busy,
-    Done { seals: u64, records: u64, last: Option<Seal>, more: bool },
+    Done { seals: u64, records: u64, checkpoint: Option<Checkpoint>, more: bool },
 }
 
 /// What the database says at the beginning of a step.
@@ -101,9 +101,9 @@ async fn step(connection: &mut PgConnection, key: Option<&SigningKey>) -> Result
         now = self::now(&mut tx, chain.last.is_none()).await?;
         let marker = chain.next(&now, era, base_audit_id, true, Place::START);
         chain.write(&mut tx, marker, &[]).await?;
-        let Chain { last, written, .. } = chain;
+        let (written, checkpoint) = (chain.written, chain.last.as_ref().map(Seal::checkpoint));
         tx.commit().await?;
-        return Ok(Step::Done { seals: written, records: 0, last, more: true });
+        return Ok(Step::Done { seals: written, records: 0, checkpoint, more: true });
     }
 
     let range = if closing {
@@ -152,9 +152,10 @@ async fn step(connection: &mut PgConnection, key: Option<&SigningKey>) -> Result
             break;
         }
     }
-    let Chain { last, written, records, .. } = chain;
+    let checkpoint = chain.last.as_ref().map(Seal::checkpoint);
+    let (seals, records) = (chain.written, chain.records);
     tx.commit().await?;
-    Ok(Step::Done { seals: written, records, last, more })
+    Ok(Step::Done { seals, records, checkpoint, more })
 }
 
 async fn now(connection: &mut PgConnection, first: bool) -> Result<Now, Error> {
