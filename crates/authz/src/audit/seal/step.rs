@@ -94,6 +94,8 @@ async fn step(connection: &mut PgConnection, key: Option<&SigningKey>) -> Result
 
     let mut chain = Chain { last, key, written: 0, records: 0 };
     if elsewhere && !closing {
+        // INVARIANT: every record is sealed once, wherever the trail was restored to (held by the test
+        // `restored_into_other_servers_the_trail_goes_on_without_a_false_alarm`).
         // From here to commit nobody writes to the trail; so every record up to the number noted is there, and every
         // later one has a higher number.
         sqlx::query!("set local lock_timeout = '5s'").execute(&mut *tx).await?;
@@ -159,6 +161,9 @@ async fn step(connection: &mut PgConnection, key: Option<&SigningKey>) -> Result
 }
 
 async fn now(connection: &mut PgConnection, first: bool) -> Result<Now, Error> {
+    // INVARIANT: no transaction below the horizon writes a record any more (held by the tests
+    // `an_open_transaction_holds_back_those_after_it_and_nothing_is_lost` and
+    // `no_false_alarm_and_no_loss_under_32_writers`).
     // The time of the statement's beginning, the snapshot after it, the sequence after that: so a transaction that
     // begins after this seal is later than its time, and one below its horizon has drawn all its numbers.
     let row = sqlx::query!(
