@@ -74,7 +74,7 @@ impl World {
                  on conflict do nothing;"
         );
         pool.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(script))).await.unwrap();
-        // As autovacuum would before long. Until then no index can answer alone: a load takes four times as long.
+        // As autovacuum would before long. Until then no index answers alone: the query of a load took four times as long.
         pool.execute("vacuum analyze").await.unwrap();
         pool.close().await;
         database
