@@ -338,3 +338,17 @@ async fn a_database_without_the_tables_says_what_to_run() {
     assert!(matches!(error, Error::NotMigrated(_)), "{error:?}");
     assert!(error.to_string().contains("dir-sync migrate"), "{error}");
 }
+
+#[tokio::test]
+async fn functions_that_run_as_their_owner_are_for_nobody_else() {
+    let (_database, pool) = support::database().await;
+    let open: Vec<String> = sqlx::query_scalar(
+        "select p.oid::regprocedure::text from pg_proc p
+         where p.pronamespace = 'authz'::regnamespace and p.prosecdef
+           and exists (select from aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a where a.grantee = 0)",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    assert_eq!(open, [""; 0]);
+}
