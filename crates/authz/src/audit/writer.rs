@@ -19,6 +19,8 @@ use crate::error::Error;
 const MOST: usize = 1024;
 /// The database must answer within this time.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// A batch waits at most so long for those who are about to join it.
+const GATHER: Duration = Duration::from_millis(1);
 /// How often an owner of operations renews its lease, and tries again to write what it could not.
 const BEAT: Duration = Duration::from_secs(5);
 /// How soon it tries again after a failure.
@@ -97,6 +99,8 @@ impl Writer {
             doubtful: Vec::new(),
             unwritten: VecDeque::new(),
             swept: Instant::now(),
+            last_batch: 0,
+            last_took: Duration::ZERO,
         };
         tokio::spawn(task.run());
         Self { sender }
@@ -191,6 +195,9 @@ struct Task {
     /// Ends that the database did not take.
     unwritten: VecDeque<Order>,
     swept: Instant,
+    /// How many records the last batch had, and how long it took.
+    last_batch: usize,
+    last_took: Duration,
 }
 
 impl Task {
@@ -206,6 +213,7 @@ impl Task {
                     if received == 0 {
                         break;
                     }
+                    self.gather(&mut messages).await;
                     let mut orders = Vec::with_capacity(received);
                     for message in messages.drain(..) {
                         match message {
@@ -225,11 +233,27 @@ impl Task {
         drop(waiting);
     }
 
+    /// Waits for those who were answered a moment ago and are about to hand over the next record: else the first of them
+    /// would get a commit of its own, and the others wait for it. Alone, nobody waits; nobody does for long.
+    async fn gather(&mut self, messages: &mut Vec<Message>) {
+        let end = Instant::now() + (self.last_took / 4).min(GATHER);
+        while messages.len() < self.last_batch && Instant::now() < end {
+            tokio::task::yield_now().await;
+            while messages.len() < MOST
+                && let Ok(message) = self.receiver.try_recv()
+            {
+                messages.push(message);
+            }
+        }
+    }
+
     /// Writes a batch and answers its callers.
     async fn write(&mut self, orders: Vec<Order>) {
         if orders.is_empty() {
             return;
         }
+        let started = Instant::now();
+        self.last_batch = orders.len();
         #[expect(clippy::cast_precision_loss, reason = "metrics are floating point")]
         metrics::histogram!("authz_audit_batch_records").record(orders.len() as f64);
         let lines: Vec<_> = orders.iter().map(|order| (&order.line, order.kind)).collect();
@@ -246,6 +270,7 @@ impl Task {
             }
             Err(error) => self.fail(orders, error),
         }
+        self.last_took = started.elapsed();
         if !self.unwritten.is_empty() {
             self.write_ends().await;
         }
@@ -255,9 +280,11 @@ impl Task {
         let starts = lines.iter().any(|(_, kind)| *kind == Kind::Start);
         let ends = lines.iter().any(|(line, _)| line.operation_id.is_some());
         if !starts && !ends {
-            return self
-                .on_connection(async |c| batch::insert(c, lines.iter().map(|(line, _)| *line)).await)
-                .await;
+            let written = self.on_connection(async |c| match lines {
+                [(line, _)] => batch::insert_one(c, line).await.map(|audit_id| vec![audit_id]),
+                lines => batch::insert(c, lines.iter().map(|(line, _)| *line)).await,
+            });
+            return written.await;
         }
         let owner_id = if starts { self.owner().await? } else { 0 };
         let numbers: Vec<_> = lines
@@ -432,7 +459,14 @@ impl Task {
     ) -> Result<T, sqlx::Error> {
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => within(PgConnection::connect_with(&self.pool.connect_options())).await?,
+            None => {
+                let connecting = async {
+                    let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
+                    batch::prepare(&mut connection).await?;
+                    Ok(connection)
+                };
+                within(connecting).await?
+            }
         };
         let done = within(work(&mut connection)).await;
         match &done {
