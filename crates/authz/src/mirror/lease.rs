@@ -3,7 +3,7 @@
 //! Rows and their clock are all it needs, so it works through a connection pooler.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool};
@@ -45,6 +45,14 @@ pub(super) struct Staged {
     /// Listed just as the mirror has them, and therefore not staged.
     pub(super) same_users: AtomicU64,
     pub(super) same_members: AtomicU64,
+}
+
+impl Staged {
+    /// Rows that are in staging.
+    pub(super) fn rows(&self) -> u64 {
+        let tables = [&self.users, &self.groups, &self.members, &self.unseen_users];
+        tables.iter().map(|rows| rows.load(Ordering::Relaxed)).sum()
+    }
 }
 
 impl Run {
