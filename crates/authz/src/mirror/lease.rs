@@ -74,6 +74,14 @@ pub(super) struct Staged {
     pub(super) same_members: AtomicU64,
 }
 
+impl Staged {
+    /// Rows that are in staging.
+    pub(super) fn rows(&self) -> u64 {
+        let tables = [&self.users, &self.groups, &self.members, &self.unseen_users];
+        tables.iter().map(|rows| rows.load(Ordering::Relaxed)).sum()
+    }
+}
+
 impl Run {
     /// Begins a run: makes the directory if this is its first, takes the lease, and clears what runs that
     /// were killed left behind. `source` is written into the run's record.

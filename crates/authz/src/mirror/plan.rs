@@ -11,6 +11,9 @@ use super::report::{Plan, Totals};
 use super::{Interrupt, LEASE_TTL, Run, plan_memberships};
 use crate::error::Error;
 
+/// From so many staged rows on, tables are joined as a whole.
+const BULK: u64 = 10_000;
+
 /// What a sync is asked to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PlanOptions {
@@ -82,6 +85,18 @@ impl Run {
         // directory's sync included (held by the test `a_plan_is_made_of_what_it_will_change`).
         sqlx::query!("select authz.hold_revision()").fetch_one(&mut *tx).await?;
         let listed = self.count_staged(&mut tx).await?;
+        // Tables that this very transaction fills have no statistics: rows looked up one by one would never end, and what
+        // looks expensive would be compiled for longer than it runs.
+        sqlx::query!(
+            r#"
+            select set_config('jit', 'off', true) as "jit!",
+                   case when $1 then set_config('enable_nestloop', 'off', true) end as nestloop,
+                   case when $1 then set_config('work_mem', '64MB', true) end as work_mem
+            "#,
+            self.staged.rows() > BULK,
+        )
+        .fetch_one(&mut *tx)
+        .await?;
         self.stage_remembered(&mut tx).await?;
         self.plan_listed_users(&mut tx, options).await?;
         if options.include_external {

@@ -2,6 +2,7 @@
 #![allow(dead_code, unused_imports, reason = "each test binary uses a part")]
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test stops at the first surprise")]
 
+mod change;
 mod keyless;
 mod mirror;
 mod org;
@@ -22,6 +23,7 @@ use sqlx::postgres::PgPoolOptions;
 use sqlx::{AssertSqlSafe, PgPool};
 use testdb::Database;
 
+pub(crate) use self::change::{changed, with_changing_parts};
 pub(crate) use self::mirror::Mirror;
 pub(crate) use self::org::Org;
 pub(crate) use self::program::{Outcome, Program, Running};
@@ -231,7 +233,7 @@ pub(crate) fn conflicts(report: &Report) -> Vec<(&str, &str, &str, &str)> {
 }
 
 /// Waits until a condition holds.
-pub(crate) async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let waited = tokio::time::timeout(DEADLINE, async {
         while !condition().await {
             tokio::time::sleep(Duration::from_millis(10)).await;
