@@ -1,6 +1,7 @@
 //! What a sync costs: in time beside a raw `COPY` of the memberships, in written log, in memory, and in calls.
 //!
-//! Without arguments: the ratios. With `emulator`: memory and CPU of a process that reads the API. See `README.md`.
+//! Without arguments: the ratios; `once` makes fewer rounds. With `emulator`: memory and CPU of a process that reads the
+//! API. `small` takes a directory of a tenth. See `README.md`.
 
 #![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark may stop, and reports")]
 
@@ -32,7 +33,7 @@ fn main() {
     } else if given("emulator") {
         runtime.block_on(emulator::measure(world));
     } else {
-        runtime.block_on(ratios(world));
+        runtime.block_on(ratios(world, if given("once") { 1 } else { ROUNDS }));
     }
 }
 
@@ -105,11 +106,11 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
-async fn ratios(world: World) {
+async fn ratios(world: World, rounds: usize) {
     let (mut copies, mut crawls, mut firsts, mut unchanged, mut spread, mut concentrated) =
         (vec![], vec![], vec![], vec![], vec![], vec![]);
     let mut logs: Vec<i64> = vec![];
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         let (_database, pool) = migrated().await;
         copies.push(copy(&pool, world).await);
         crawls.push(crawl_alone(world).await);

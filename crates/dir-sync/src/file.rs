@@ -112,7 +112,8 @@ fn read(path: &Path) -> Result<Content, ReadError> {
 
 fn parse(reader: impl Read) -> Result<Content, serde_json::Error> {
     let mut json = serde_json::Deserializer::from_reader(reader);
-    let content = (&mut json).deserialize_map(Content::default())?;
+    let mut content = (&mut json).deserialize_map(Content::default())?;
+    content.texts.close();
     // To the end of the file: what is packed has its checksum there.
     json.end()?;
     Ok(content)

@@ -13,24 +13,21 @@ pub(super) struct Texts {
     places: Vec<(usize, u32)>,
     /// By the hash of the text; of two texts with one hash the second is kept anew each time.
     known: HashMap<u64, u32>,
+    /// The kinds and roles that there are, few.
+    whats: Vec<(MemberKind, String)>,
+    known_whats: HashMap<(MemberKind, String), u32>,
 }
 
 /// A member whose texts are kept elsewhere.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Packed {
     id: u32,
-    email: Option<u32>,
-    role: u32,
-    kind: Kind,
+    /// [`NONE`] for none.
+    email: u32,
+    what: u32,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Kind {
-    User,
-    Group,
-    Customer,
-    Other(u32),
-}
+const NONE: u32 = u32::MAX;
 
 impl Texts {
     fn keep(&mut self, text: &str) -> u32 {
@@ -57,29 +54,38 @@ impl Texts {
     pub(super) fn pack(&mut self, member: &Member) -> Packed {
         Packed {
             id: self.keep(&member.id),
-            email: member.email.as_ref().map(|email| self.keep(email)),
-            role: self.keep(&member.role),
-            kind: match &member.kind {
-                MemberKind::User => Kind::User,
-                MemberKind::Group => Kind::Group,
-                MemberKind::Customer => Kind::Customer,
-                MemberKind::Other(kind) => Kind::Other(self.keep(kind)),
-            },
+            email: member.email.as_ref().map_or(NONE, |email| self.keep(email)),
+            what: self.keep_what((member.kind.clone(), member.role.clone())),
         }
+    }
+
+    fn keep_what(&mut self, what: (MemberKind, String)) -> u32 {
+        let whats = &mut self.whats;
+        *self.known_whats.entry(what).or_insert_with_key(|what| {
+            whats.push(what.clone());
+            u32::try_from(whats.len() - 1).unwrap_or(NONE)
+        })
+    }
+
+    /// Nothing more will be packed.
+    pub(super) fn close(&mut self) {
+        self.known = HashMap::new();
+        self.known_whats = HashMap::new();
+        self.all.shrink_to_fit();
+        self.places.shrink_to_fit();
     }
 
     /// The member as it was.
     pub(super) fn unpack(&self, member: Packed) -> Member {
+        let (kind, role) = match self.whats.get(member.what as usize) {
+            Some((kind, role)) => (kind.clone(), role.clone()),
+            None => (MemberKind::Other(String::new()), String::new()),
+        };
         Member {
             id: self.get(member.id).to_owned(),
-            email: member.email.map(|email| self.get(email).to_owned()),
-            role: self.get(member.role).to_owned(),
-            kind: match member.kind {
-                Kind::User => MemberKind::User,
-                Kind::Group => MemberKind::Group,
-                Kind::Customer => MemberKind::Customer,
-                Kind::Other(kind) => MemberKind::Other(self.get(kind).to_owned()),
-            },
+            email: (member.email != NONE).then(|| self.get(member.email).to_owned()),
+            role,
+            kind,
         }
     }
 }
@@ -105,6 +111,8 @@ mod tests {
         let mut texts = Texts::default();
         let packed = members.each_ref().map(|member| texts.pack(member));
         assert_eq!(packed.map(|member| texts.unpack(member)), members);
-        assert_eq!(texts.places.len(), 6);
+        texts.close();
+        assert_eq!(packed.map(|member| texts.unpack(member)), members);
+        assert_eq!(texts.places.len(), 4, "two ids, two addresses");
     }
 }
