@@ -43,7 +43,7 @@ async fn as_role(database: &Database, role: &str) -> PgPool {
 /// 42501 `insufficient_privilege`, and nothing else.
 async fn assert_forbidden(pool: &PgPool, role: &str, sql: &str) {
     let error = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.expect_err(sql);
-    let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
+    let code = error.as_database_error().and_then(|error| error.code().map(std::borrow::Cow::into_owned));
     assert_eq!(code.as_deref(), Some("42501"), "{role}: {sql}: {error}");
 }
 
