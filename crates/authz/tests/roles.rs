@@ -43,7 +43,7 @@ async fn as_role(database: &Database, role: &str) -> PgPool {
 /// 42501 `insufficient_privilege`, and nothing else.
 async fn assert_forbidden(pool: &PgPool, role: &str, sql: &str) {
     let error = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(pool).await.expect_err(sql);
-    let code = error.as_database_error().and_then(|error| error.code().map(|code| code.into_owned()));
+    let code = error.as_database_error().and_then(|error| error.code().map(std::borrow::Cow::into_owned));
     assert_eq!(code.as_deref(), Some("42501"), "{role}: {sql}: {error}");
 }
 
@@ -98,7 +98,11 @@ async fn nobody_touches_audit_records_or_what_triggers_keep() {
         }
     }
     // The owner has the right and is stopped nonetheless.
-    for sql in ["update authz.audit_log set actor = 'nobody'", "delete from authz.audit_log", "truncate authz.audit_log"] {
+    for sql in [
+        "update authz.audit_log set actor = 'nobody'",
+        "delete from authz.audit_log",
+        "truncate authz.audit_log",
+    ] {
         let error = sqlx::query(sql).execute(&pool).await.expect_err(sql);
         assert!(error.to_string().contains("append-only"), "{error}");
     }
@@ -109,7 +113,10 @@ async fn reader_asks_and_writes_nothing() {
     let (database, _pool) = world().await;
     let role = "authz_reader";
     let reader = as_role(&database, role).await;
-    assert!(matches!(check(&reader, &user("ada"), &action("workers.scale")).await.unwrap(), Decision::Allow(_)));
+    assert!(matches!(
+        check(&reader, &user("ada"), &action("workers.scale")).await.unwrap(),
+        Decision::Allow(_)
+    ));
     let can: bool =
         sqlx::query_scalar("select authz.can('ada', 'workers.scale')").fetch_one(&reader).await.unwrap();
     assert!(can);

@@ -104,7 +104,7 @@ pub struct Freshness {
 /// Whom to tell how a run ended.
 #[derive(Debug, Args)]
 pub struct Monitoring {
-    /// Write metrics of the run into this file (OpenMetrics text), for the textfile collector of a node exporter.
+    /// Write metrics of the run into this file (`OpenMetrics` text), for the textfile collector of a node exporter.
     #[arg(long, env = "DIR_SYNC_METRICS_FILE", value_name = "FILE")]
     pub metrics_file: Option<PathBuf>,
     /// Send metrics of the run to this Prometheus push gateway, as in `http://pushgateway:9091`.

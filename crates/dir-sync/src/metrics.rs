@@ -1,4 +1,4 @@
-//! What a run tells the monitoring: an OpenMetrics text, as a file for a collector or sent to a push gateway.
+//! What a run tells the monitoring: an `OpenMetrics` text, as a file for a collector or sent to a push gateway.
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -21,7 +21,7 @@ use crate::report::{Report, Status};
 /// How long a push gateway may take.
 const PUSH_WITHIN: Duration = Duration::from_secs(10);
 
-/// A run and the freshness of its directory as OpenMetrics text. All are gauges of the newest run.
+/// A run and the freshness of its directory as `OpenMetrics` text. All are gauges of the newest run.
 ///
 /// Without a known freshness that line is missing, so an alert on its age still fires on the value of before.
 #[must_use]

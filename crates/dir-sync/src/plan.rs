@@ -98,14 +98,7 @@ impl fmt::Display for Summary<'_> {
         names(f, "not listed", plan.incomplete_groups.len() as u64, plan.incomplete_groups.iter().cloned())?;
         rights(f, "lose actions", plan.actions.users_losing, &plan.actions.losing)?;
         rights(f, "gain actions", plan.actions.users_gaining, &plan.actions.gaining)?;
-        if plan.withheld != Totals::default() {
-            let Totals { users, groups, memberships } = plan.withheld;
-            writeln!(
-                f,
-                "{:<15}{users} users, {groups} groups, {memberships} memberships stay because of --no-remove",
-                "not removed"
-            )?;
-        }
+        withheld(f, plan.withheld)?;
         if plan.external_users + plan.external_groups > 0 {
             writeln!(
                 f,
@@ -128,6 +121,18 @@ fn renamed(old: Option<&str>, new: Option<&str>) -> Option<String> {
         (Some(old), Some(new)) if old != new => Some(format!("{old} → {new}")),
         _ => None,
     }
+}
+
+fn withheld(f: &mut fmt::Formatter<'_>, kept: Totals) -> fmt::Result {
+    if kept == Totals::default() {
+        return Ok(());
+    }
+    let Totals { users, groups, memberships } = kept;
+    writeln!(
+        f,
+        "{:<15}{users} users, {groups} groups, {memberships} memberships stay because of --no-remove",
+        "not removed"
+    )
 }
 
 /// A line for each of a few users: how many actions, and the first of them.

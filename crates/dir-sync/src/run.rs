@@ -222,7 +222,7 @@ impl DirectorySync {
         let mut beginning = pin!(Run::begin(&self.pool, &self.directory, &source));
         tokio::select! {
             biased;
-            begun = &mut beginning => return Ok(begun?),
+            begun = &mut beginning => Ok(begun?),
             reason = self.options.stop.wanted() => {
                 let error = RunError::Stopped(reason);
                 if let Ok(Ok(run)) = tokio::time::timeout(TAKING_A_LEASE, beginning).await {

@@ -1,6 +1,6 @@
 //! `dir-sync doctor`: each step that fails is named, with what is missing and where to set it right.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop")]
 
 mod support;
 
@@ -31,7 +31,8 @@ async fn examined(program: Program) -> (Vec<String>, Vec<(String, String)>) {
 /// Exactly one step fails, and says all of this.
 async fn assert_finds(program: Program, step: &str, says: &[&str]) -> Vec<String> {
     let (well, ill) = examined(program).await;
-    let [(name, said)] = ill.as_slice() else { panic!("{step} should fail, alone: {ill:?}") };
+    assert_eq!(ill.len(), 1, "{step} should fail, alone: {ill:?}");
+    let (name, said) = &ill[0];
     assert_eq!(name, step, "{said}");
     for part in says {
         assert!(said.contains(part), "`{part}` is not in: {said}");
@@ -43,7 +44,7 @@ fn by_machine(database: &Database, emulator: &Emulator) -> Program {
     Program::job("doctor", database.url())
         .google_at(emulator)
         .machine(emulator.service_account())
-        .as_admin(emulator)
+        .for_admin(emulator)
 }
 
 #[tokio::test]
@@ -94,7 +95,7 @@ async fn each_step_of_signing_in_is_named() {
     assert_finds(by_machine(&database, emulator), "identity", &["Workload Identity"]).await;
     emulator.clear_faults();
     let folder = tempfile::tempdir().unwrap();
-    let federated = doctor().google_at(emulator).federated(emulator, folder.path(), true).as_admin(emulator);
+    let federated = doctor().google_at(emulator).federated(emulator, folder.path(), true).for_admin(emulator);
     std::fs::remove_file(folder.path().join("subject-token")).unwrap();
     assert_finds(federated.clone(), "identity", &["subject-token", "mounted"]).await;
     std::fs::write(folder.path().join("subject-token"), "a token").unwrap();
@@ -114,7 +115,7 @@ async fn each_step_of_signing_in_is_named() {
     )
     .await;
     emulator.clear_faults();
-    let other = doctor().google_at(emulator).machine("other@example.com").as_admin(emulator);
+    let other = doctor().google_at(emulator).machine("other@example.com").for_admin(emulator);
     assert_finds(other, "signature", &["`other@example.com`"]).await;
 }
 

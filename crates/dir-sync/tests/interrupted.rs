@@ -1,6 +1,6 @@
 //! Real processes that are told to end, that are started together, or that sleep and wake up too late.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test stops at the first surprise")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop")]
 
 mod support;
 

@@ -1,6 +1,6 @@
 //! A sync as the database role `authz_sync`, which owns nothing and may grant nothing.
 
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test stops at the first surprise")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop")]
 
 mod support;
 
@@ -58,7 +58,11 @@ async fn every_kind_of_run_works_as_the_sync_role() {
     workspace.emulator.replace_directory(next.directory());
     let plan = Program::job("plan", &url).google(&workspace).output().await;
     assert_eq!((plan.code, plan.status().as_str()), (0, "planned"), "{plan:?}");
-    assert_eq!(plan.json()["plan"]["actions"]["users_losing"], 2, "suspended and gone; the other is in the directory still");
+    assert_eq!(
+        plan.json()["plan"]["actions"]["users_losing"],
+        2,
+        "suspended and gone; the other is in the directory still"
+    );
     workspace.emulator.add_fault(Fault::new(Target::members_of("i"), Effect::status(500, "backendError")));
     let partial = run.output().await;
     assert_eq!((partial.code, partial.status().as_str()), (4, "partial"), "{partial:?}");
@@ -94,10 +98,13 @@ async fn doctor_names_what_another_role_may_not() {
     let outcome = Program::job("doctor", &url).file(&path).output().await;
     assert_eq!(outcome.code, 1, "{outcome:?}");
     let steps = outcome.json();
-    let ill: Vec<_> = steps["steps"].as_array().unwrap().iter().filter(|step| step["works"] == false).collect();
+    let ill: Vec<_> =
+        steps["steps"].as_array().unwrap().iter().filter(|step| step["works"] == false).collect();
     assert_eq!(ill.len(), 1, "{steps}");
     let says = ill[0]["says"].as_str().unwrap();
-    for part in ["insert authz.users", "execute authz.hold_revision()", "`authz_sync`", "deploy/sql/roles.sql"] {
+    for part in
+        ["insert authz.users", "execute authz.hold_revision()", "`authz_sync`", "deploy/sql/roles.sql"]
+    {
         assert!(says.contains(part), "{says}");
     }
 }

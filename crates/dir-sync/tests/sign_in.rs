@@ -1,6 +1,6 @@
 //! Every way to sign in leads to the same mirror, and leaves no secret behind.
 
-#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop")]
 
 mod support;
 
@@ -24,7 +24,7 @@ async fn machine_that_vouches_needs_no_key() {
     let (database, pool) = database().await;
     let emulator = Emulator::start(org().directory()).await.unwrap();
     let program = Program::job("run", database.url()).google_at(&emulator);
-    assert_mirrored(&pool, &program.machine(emulator.service_account()).as_admin(&emulator)).await;
+    assert_mirrored(&pool, &program.machine(emulator.service_account()).for_admin(&emulator)).await;
     assert_eq!(emulator.token_call_count(), 3, "the machine's token, a signature and a token, once each");
 }
 
@@ -37,7 +37,7 @@ async fn federated_workload_needs_no_key() {
         let program = Program::job("run", database.url())
             .google_at(&emulator)
             .federated(&emulator, folder.path(), impersonate)
-            .as_admin(&emulator);
+            .for_admin(&emulator);
         // A file with impersonation names the account itself.
         let program = if impersonate { program } else { program.machine(emulator.service_account()) };
         assert_mirrored(&pool, &program).await;
@@ -69,7 +69,7 @@ async fn token_without_a_key_is_renewed_when_it_ends() {
     let short = std::time::Duration::from_secs(30);
     let emulator = Options::new().token_lifetime(short).start(org().directory()).await.unwrap();
     let program = Program::job("run", database.url()).google_at(&emulator);
-    assert_mirrored(&pool, &program.machine(emulator.service_account()).as_admin(&emulator)).await;
+    assert_mirrored(&pool, &program.machine(emulator.service_account()).for_admin(&emulator)).await;
     assert_eq!(emulator.token_call_count(), 9, "three calls for each of three");
 }
 
@@ -81,7 +81,7 @@ async fn failing_step_without_a_key_is_tried_again() {
         emulator.add_fault(Fault::new(Target::prefix(path), Effect::status(503, "backendError")).on_call(1));
     }
     let program = Program::job("run", database.url()).google_at(&emulator);
-    assert_mirrored(&pool, &program.machine(emulator.service_account()).as_admin(&emulator)).await;
+    assert_mirrored(&pool, &program.machine(emulator.service_account()).for_admin(&emulator)).await;
 }
 
 #[tokio::test]
@@ -93,13 +93,13 @@ async fn no_token_is_in_any_log() {
     let job = || Program::job("run", database.url());
     let programs = [
         job().google(&workspace),
-        job().google_at(emulator).machine(emulator.service_account()).as_admin(emulator),
-        job().google_at(emulator).federated(emulator, folder.path(), true).as_admin(emulator),
+        job().google_at(emulator).machine(emulator.service_account()).for_admin(emulator),
+        job().google_at(emulator).federated(emulator, folder.path(), true).for_admin(emulator),
         Program::job("doctor", database.url()).google(&workspace),
         Program::job("doctor", database.url())
             .google_at(emulator)
             .machine(emulator.service_account())
-            .as_admin(emulator),
+            .for_admin(emulator),
     ];
     for format in ["human", "json"] {
         for program in &programs {

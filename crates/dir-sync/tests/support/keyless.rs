@@ -32,7 +32,7 @@ impl Program {
     }
 
     /// On behalf of the emulator's administrator.
-    pub(crate) fn as_admin(self, emulator: &Emulator) -> Self {
+    pub(crate) fn for_admin(self, emulator: &Emulator) -> Self {
         self.option("--google-subject", emulator.subject())
     }
 }
