@@ -457,16 +457,15 @@ impl Task {
         &mut self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, sqlx::Error> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                let connecting = async {
-                    let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
-                    batch::prepare(&mut connection).await?;
-                    Ok(connection)
-                };
-                within(connecting).await?
-            }
+        let mut connection = if let Some(connection) = self.connection.take() {
+            connection
+        } else {
+            let connecting = async {
+                let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
+                batch::prepare(&mut connection).await?;
+                Ok(connection)
+            };
+            within(connecting).await?
         };
         let done = within(work(&mut connection)).await;
         match &done {
