@@ -157,6 +157,23 @@ async fn nothing_is_dropped_while_something_is_wrong() {
     assert_eq!(std::fs::read(&name).unwrap(), b"kept");
     std::fs::remove_file(name).unwrap();
 
+    // A record of an old month whose transaction has not ended is in no export, so its month stays; and so does nothing
+    // of the attempt.
+    let mut open = pool.begin().await.unwrap();
+    sqlx::query("insert into authz.audit_log (recorded_at, service, actor, action, outcome) select recorded_at, '', '', '', 'denied' from kept limit 1")
+        .execute(&mut *open)
+        .await
+        .unwrap();
+    let blocked = tokio::join!(attempt(), async {
+        // The last step waits for writers; let this one end when the export is there.
+        while std::fs::read_dir(folder.path()).unwrap().next().is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        open.commit().await.unwrap();
+    });
+    assert!(matches!(blocked.0, Error::MonthNotRemovable { .. }), "{:?}", blocked.0);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+
     assert_eq!(partitions(&pool).await, before);
     let month = this_month.checked_add_months(chrono::Months::new(1)).unwrap();
     assert!(prune(&pool, month, folder.path(), None, &admin()).await.is_err(), "not the month under way");

@@ -303,9 +303,9 @@ async fn no_false_alarm_and_no_loss_under_32_writers() {
                             .await
                             .unwrap();
                         if part == 2 {
-                            inner.rollback().await.unwrap()
+                            inner.rollback().await.unwrap();
                         } else {
-                            inner.commit().await.unwrap()
+                            inner.commit().await.unwrap();
                         }
                     }
                     if (writer + round) % 7 == 0 {
@@ -336,7 +336,7 @@ async fn no_false_alarm_and_no_loss_under_32_writers() {
 #[tokio::test]
 async fn sealer_seals_what_is_there_at_shutdown() {
     let (_database, pool) = support::database().await;
-    let sealer = Sealer::start(pool.clone(), Duration::from_secs(3600), None);
+    let sealer = Sealer::start(pool.clone(), Duration::from_hours(1), None);
     fill(&pool, 7).await;
     sealer.shutdown().await;
     let report = clean(&pool).await;

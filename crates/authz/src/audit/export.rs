@@ -339,15 +339,13 @@ pub(crate) fn fits(
     pruned: Option<Pruned>,
 ) -> Result<(), Finding> {
     chain.link(seal)?;
-    match chain.records(seal, records) {
-        Err(Mismatch) => locate(seal, records, entries, pruned)?,
-        Ok(()) => {
-            let (chunks, rest) = entries.as_chunks();
-            if !rest.is_empty()
-                || !chunks.iter().copied().eq(records.iter().map(|record| record.entry.to_bytes()))
-            {
-                return Err(Finding::seal(Problem::RecordsAltered, seal.seal_id));
-            }
+    if let Err(Mismatch) = Chain::records(seal, records) {
+        locate(seal, records, entries, pruned)?;
+    } else {
+        let (chunks, rest) = entries.as_chunks();
+        let found = records.iter().map(|record| record.entry.to_bytes());
+        if !rest.is_empty() || !chunks.iter().copied().eq(found) {
+            return Err(Finding::seal(Problem::RecordsAltered, seal.seal_id));
         }
     }
     chain.times(seal, records)?;

@@ -12,7 +12,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 
 use super::canonical::{Hasher, Place};
 use super::export::export_in;
-use super::seal::{Checkpoint, SigningKey, micros, seal, seals_after};
+use super::seal::{SigningKey, micros, seal, seals_after};
 use super::verify::{differences, pruned, verify_exports};
 use super::{Actor, Digest, Exported, Trust, act_as, checkpoint};
 use crate::error::Error;
@@ -98,8 +98,33 @@ pub async fn prune(
     tx.rollback().await?;
     let sha256 = read_back(&mut connection, &file, &exported).await?;
 
-    let through_seal = exported.checkpoint.as_ref().map_or(first.saturating_sub(1), |c| c.seal_id);
-    let mut tx = connection.begin_with("begin isolation level read committed").await?;
+    let tx = connection.begin_with("begin isolation level read committed").await?;
+    match drop_months(tx, before, actor, &exported, &file, sha256).await {
+        Ok((tx, dropped)) => {
+            // Whether a commit that fails took place is not known, so the file stays.
+            tx.commit().await?;
+            Ok(Pruning { dropped, exported: Some(exported), file: Some(file), sha256: Some(sha256) })
+        }
+        Err(error) => {
+            // Nothing was dropped, and the next attempt writes these records again.
+            let _ = std::fs::remove_file(&file);
+            Err(error)
+        }
+    }
+}
+
+/// The last step of [`prune`], but for its commit.
+async fn drop_months<'c>(
+    mut tx: sqlx::Transaction<'c, sqlx::Postgres>,
+    before: NaiveDate,
+    actor: &Actor,
+    exported: &Exported,
+    file: &Path,
+    sha256: Digest,
+) -> Result<(sqlx::Transaction<'c, sqlx::Postgres>, Vec<String>), Error> {
+    let checkpoint = exported.checkpoint.as_ref();
+    let through_seal =
+        checkpoint.map_or(exported.first_seal.saturating_sub(1), |checkpoint| checkpoint.seal_id);
     act_as(&mut tx, actor).await?;
     sqlx::query!("set local lock_timeout = '5s'").execute(&mut *tx).await?;
     sqlx::query!("lock table authz.audit_log in access exclusive mode").execute(&mut *tx).await?;
@@ -119,14 +144,13 @@ pub async fn prune(
     let midnight = before.and_time(chrono::NaiveTime::MIN).and_utc();
     let detail = serde_json::json!({
         "before": before, "before_micros": micros(midnight), "through_seal": through_seal,
-        "through_digest": exported.checkpoint.as_ref().map(|checkpoint: &Checkpoint| checkpoint.digest),
-        "dropped": dropped, "file": file.file_name().map(|name| name.to_string_lossy()), "sha256": sha256,
+        "through_digest": checkpoint.map(|checkpoint| checkpoint.digest), "dropped": dropped,
+        "file": file.file_name().map(|name| name.to_string_lossy()), "sha256": sha256,
     });
     let record =
         super::Record::new("audit.prune", super::Outcome::Succeeded).target("audit_log").detail(detail);
     super::record(&mut *tx, actor, &record).await?;
-    tx.commit().await?;
-    Ok(Pruning { dropped, exported: Some(exported), file: Some(file), sha256: Some(sha256) })
+    Ok((tx, dropped))
 }
 
 async fn has_month_before(connection: &mut PgConnection, before: NaiveDate) -> Result<bool, Error> {

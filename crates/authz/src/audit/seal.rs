@@ -157,8 +157,7 @@ impl PublicKey {
     /// The name under which seals refer to it: the beginning of its SHA-256.
     #[must_use]
     pub fn key_id(&self) -> String {
-        let Digest([a, b, c, d, e, f, g, h, ..]) = Digest::of(&self.0);
-        to_hex(&[a, b, c, d, e, f, g, h])
+        to_hex(Digest::of(&self.0).0.get(..8).unwrap_or_default())
     }
 
     pub(crate) fn verifies(&self, digest: Digest, signature: &[u8]) -> bool {
@@ -186,6 +185,7 @@ impl std::str::FromStr for PublicKey {
 /// A seal as it stands in `audit_seals` and in an export, but for its entries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "they are named as the columns are")]
 pub(crate) struct Seal {
     pub(crate) seal_id: i64,
     /// Microseconds since 2000-01-01 UTC.

@@ -60,7 +60,7 @@ async fn run(
         match seal(&pool, key.as_deref()).await {
             Ok(Sealed { seals: 0, .. }) => {}
             Ok(sealed) => {
-                tracing::debug!(seals = sealed.seals, records = sealed.records, "sealed the audit trail")
+                tracing::debug!(seals = sealed.seals, records = sealed.records, "sealed the audit trail");
             }
             Err(error) => log(&error, "the audit trail could not be sealed"),
         }

@@ -44,10 +44,10 @@ pub async fn seal(pool: &PgPool, key: Option<&SigningKey>) -> Result<Sealed, Err
                 total.busy = true;
                 return Ok(total);
             }
-            Step::Done { seals, records, last, more } => {
+            Step::Done { seals, records, checkpoint, more } => {
                 total.seals += seals;
                 total.records += records;
-                total.checkpoint = last.map(|seal| seal.checkpoint());
+                total.checkpoint = checkpoint;
                 if !more {
                     return Ok(total);
                 }
@@ -58,7 +58,7 @@ pub async fn seal(pool: &PgPool, key: Option<&SigningKey>) -> Result<Sealed, Err
 
 enum Step {
     Busy,
-    Done { seals: u64, records: u64, last: Option<Seal>, more: bool },
+    Done { seals: u64, records: u64, checkpoint: Option<Checkpoint>, more: bool },
 }
 
 /// What the database says at the beginning of a step.
@@ -94,6 +94,8 @@ async fn step(connection: &mut PgConnection, key: Option<&SigningKey>) -> Result
 
     let mut chain = Chain { last, key, written: 0, records: 0 };
     if elsewhere && !closing {
+        // INVARIANT: every record is sealed once, wherever the trail was restored to (held by the test
+        // `restored_into_other_servers_the_trail_goes_on_without_a_false_alarm`).
         // From here to commit nobody writes to the trail; so every record up to the number noted is there, and every
         // later one has a higher number.
         sqlx::query!("set local lock_timeout = '5s'").execute(&mut *tx).await?;
@@ -101,9 +103,9 @@ async fn step(connection: &mut PgConnection, key: Option<&SigningKey>) -> Result
         now = self::now(&mut tx, chain.last.is_none()).await?;
         let marker = chain.next(&now, era, base_audit_id, true, Place::START);
         chain.write(&mut tx, marker, &[]).await?;
-        let Chain { last, written, .. } = chain;
+        let (written, checkpoint) = (chain.written, chain.last.as_ref().map(Seal::checkpoint));
         tx.commit().await?;
-        return Ok(Step::Done { seals: written, records: 0, last, more: true });
+        return Ok(Step::Done { seals: written, records: 0, checkpoint, more: true });
     }
 
     let range = if closing {
@@ -152,12 +154,16 @@ async fn step(connection: &mut PgConnection, key: Option<&SigningKey>) -> Result
             break;
         }
     }
-    let Chain { last, written, records, .. } = chain;
+    let checkpoint = chain.last.as_ref().map(Seal::checkpoint);
+    let (seals, records) = (chain.written, chain.records);
     tx.commit().await?;
-    Ok(Step::Done { seals: written, records, last, more })
+    Ok(Step::Done { seals, records, checkpoint, more })
 }
 
 async fn now(connection: &mut PgConnection, first: bool) -> Result<Now, Error> {
+    // INVARIANT: no transaction below the horizon writes a record any more (held by the tests
+    // `an_open_transaction_holds_back_those_after_it_and_nothing_is_lost` and
+    // `no_false_alarm_and_no_loss_under_32_writers`).
     // The time of the statement's beginning, the snapshot after it, the sequence after that: so a transaction that
     // begins after this seal is later than its time, and one below its horizon has drawn all its numbers.
     let row = sqlx::query!(

@@ -92,8 +92,8 @@ impl Chain {
         }
     }
 
-    /// Whether these are the records of the seal that was linked last.
-    pub(crate) fn records(&self, seal: &Seal, records: &[Sealable]) -> Result<(), Mismatch> {
+    /// Whether these are the records of the seal.
+    pub(crate) fn records(seal: &Seal, records: &[Sealable]) -> Result<(), Mismatch> {
         if seal.records != i64::try_from(records.len()).unwrap_or(i64::MAX)
             || digest(records) != seal.records_digest
         {

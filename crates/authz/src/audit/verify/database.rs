@@ -55,7 +55,7 @@ async fn follow(
             if let Err(finding) = chain.link(seal) {
                 return Ok(Some(finding));
             }
-            if let Err(Mismatch) = chain.records(seal, mine) {
+            if let Err(Mismatch) = Chain::records(seal, mine) {
                 let entries = entries_of(connection, seal.seal_id..=seal.seal_id).await?;
                 let entries = entries.first().map_or(&[][..], Vec::as_slice);
                 if let Err(finding) = locate(seal, mine, entries, pruned) {

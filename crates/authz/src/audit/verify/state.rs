@@ -51,7 +51,8 @@ pub async fn verify_state(pool: &PgPool) -> Result<Vec<Difference>, Error> {
 
 /// The same within a transaction; one statement, so one snapshot.
 pub(crate) async fn differences(connection: &mut PgConnection) -> Result<Vec<Difference>, Error> {
-    // The changes of one row follow each other, whatever the order of their transactions' numbers: a row is locked from
+    // INVARIANT: what is recorded is no difference (held by the test
+    // `what_is_recorded_is_no_difference_whoever_did_it_and_however`). The changes of one row follow each other, whatever the order of their transactions' numbers: a row is locked from
     // its change to commit, and the number of a record is drawn in between. So the last number tells.
     let found = sqlx::query_as!(
         Difference,
