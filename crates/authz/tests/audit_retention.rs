@@ -64,7 +64,10 @@ async fn months_are_made_ahead_and_take_their_records_from_the_default() {
     assert_eq!(make_partitions(&pool, 3).await.unwrap(), 3);
     let left: i64 =
         sqlx::query_scalar("select count(*) from authz.audit_log_default").fetch_one(&pool).await.unwrap();
-    let all: i64 = sqlx::query_scalar("select count(*) from authz.audit_log").fetch_one(&pool).await.unwrap();
+    let all: i64 = sqlx::query_scalar("select count(*) from authz.audit_log where action not like 'state.%'")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
     assert_eq!((left, all), (0, in_default));
     for partition in partitions(&pool).await {
         for statement in [

@@ -99,11 +99,12 @@ async fn program_killed_in_the_crawl_leaves_the_old_mirror() {
 }
 
 /// Statements that keep every write from a table while they let it be read, from the first that an apply writes to
-/// the last.
-const LOCKS: [(&str, &str); 3] = [
+/// the last, and the trail, which each of them writes to; and what the statement that then waits names.
+const LOCKS: [(&str, &str); 4] = [
     ("authz.users", "lock table authz.users in exclusive mode"),
     ("authz.group_users", "lock table authz.group_users in exclusive mode"),
-    ("authz.audit_log", "lock table authz.audit_log in exclusive mode"),
+    ("authz.group", "lock table authz.group_directories in exclusive mode"),
+    ("authz.users", "lock table authz.audit_log in exclusive mode"),
 ];
 
 #[tokio::test]

@@ -205,7 +205,7 @@ fn ways(world: &World, action: &ActionName, at: DateTime<Utc>) -> Vec<(i64, Way)
         return found;
     }
     let live = |given: &&Given| given.expires_at.is_none_or(|end| end > at);
-    let counts = |user_id: i64| world.users.get(&user_id).is_some_and(|user| user.counts());
+    let counts = |user_id: i64| world.users.get(&user_id).is_some_and(replay::User::counts);
     for ((user_id, pattern), given) in &world.user_grants {
         if live(&given) && counts(*user_id) {
             found.push((*user_id, way(pattern, Vec::new(), false, given, None)));
@@ -215,7 +215,9 @@ fn ways(world: &World, action: &ActionName, at: DateTime<Utc>) -> Vec<(i64, Way)
     for (parent, child) in world.edges.keys() {
         children.entry(*parent).or_default().push(*child);
     }
-    children.values_mut().for_each(|all| all.sort_unstable());
+    for all in children.values_mut() {
+        all.sort_unstable();
+    }
     let mut members: HashMap<i64, Vec<(i64, bool, i64)>> = HashMap::new();
     for ((group_id, user_id), record) in &world.members {
         members.entry(*group_id).or_default().push((*user_id, false, *record));

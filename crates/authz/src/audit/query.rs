@@ -219,21 +219,15 @@ impl Query {
             if passed {
                 continue;
             }
-            if era.era != cursor.era {
-                let edge = if self.newest_first { Cursor::END } else { Cursor::BEGINNING };
-                // Only where something follows does the place move on to it.
-                let (found, place) = self
-                    .within(&mut tx, &era, &horizon, Cursor { era: era.era, ..edge }, limit - entries.len())
-                    .await?;
-                if !found.is_empty() {
-                    cursor = place;
-                    entries.extend(found);
-                }
-            } else {
-                let (found, place) = self.within(&mut tx, &era, &horizon, cursor, limit).await?;
+            let here = era.era == cursor.era;
+            let edge = if self.newest_first { Cursor::END } else { Cursor::BEGINNING };
+            let from = if here { cursor } else { Cursor { era: era.era, ..edge } };
+            let (found, place) = self.within(&mut tx, &era, &horizon, from, limit - entries.len()).await?;
+            // The place moves on to another era only where something follows in it.
+            if here || !found.is_empty() {
                 cursor = place;
-                entries.extend(found);
             }
+            entries.extend(found);
             if entries.len() >= limit {
                 break;
             }
@@ -393,6 +387,7 @@ impl Cursor {
 }
 
 /// The records that were written in one cluster.
+#[expect(clippy::struct_field_names, reason = "as the table has it")]
 struct Era {
     era: i32,
     base_audit_id: i64,

@@ -20,7 +20,7 @@ const MOST: usize = 1024;
 /// The database must answer within this time.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// A batch waits at most so long for those who are about to join it.
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER: Duration = Duration::from_millis(5);
 /// How often an owner of operations renews its lease, and tries again to write what it could not.
 const BEAT: Duration = Duration::from_secs(5);
 /// How soon it tries again after a failure.
@@ -236,7 +236,7 @@ impl Task {
     /// Waits for those who were answered a moment ago and are about to hand over the next record: else the first of them
     /// would get a commit of its own, and the others wait for it. Alone, nobody waits; nobody does for long.
     async fn gather(&mut self, messages: &mut Vec<Message>) {
-        let end = Instant::now() + (self.last_took / 4).min(GATHER);
+        let end = Instant::now() + (self.last_took / 2).min(GATHER);
         while messages.len() < self.last_batch && Instant::now() < end {
             tokio::task::yield_now().await;
             while messages.len() < MOST
@@ -457,16 +457,15 @@ impl Task {
         &mut self,
         work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, sqlx::Error> {
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
-            None => {
-                let connecting = async {
-                    let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
-                    batch::prepare(&mut connection).await?;
-                    Ok(connection)
-                };
-                within(connecting).await?
-            }
+        let mut connection = if let Some(connection) = self.connection.take() {
+            connection
+        } else {
+            let connecting = async {
+                let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
+                batch::prepare(&mut connection).await?;
+                Ok(connection)
+            };
+            within(connecting).await?
         };
         let done = within(work(&mut connection)).await;
         match &done {
