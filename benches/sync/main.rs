@@ -3,7 +3,13 @@
 //! Without arguments: the ratios; `once` makes fewer rounds. With `emulator`: memory and CPU of a process that reads the
 //! API. `small` takes a directory of a tenth. See `README.md`.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark may stop, and reports")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    reason = "a benchmark may stop, and its numbers are small"
+)]
 
 mod emulator;
 mod world;

@@ -34,9 +34,10 @@ impl World {
     /// Half of all memberships are in one group of a hundred.
     pub(crate) fn size(&self, group: usize) -> usize {
         let large = self.groups / 100;
-        let (part, number) = if group < large { (0, large) } else { (1, self.groups - large) };
-        let half = [self.memberships / 2, self.memberships - self.memberships / 2][part];
-        half / number + usize::from((group + self.groups * part) % number < half % number)
+        let number = if group < large { large } else { self.groups - large };
+        // Both halves are multiples of the numbers of groups, but for a rest that the first groups have.
+        let half = self.memberships / 2;
+        half / number + usize::from(group % number < half % number)
     }
 
     fn replaced(&self, group: usize, place: usize) -> bool {
@@ -46,9 +47,9 @@ impl World {
         if self.concentrated {
             // As many as below, in one small group of fifty: half of it.
             let large = self.groups / 100;
-            return group >= large && group % 50 == 0 && place % 2 == 0;
+            return group >= large && group.is_multiple_of(50) && place.is_multiple_of(2);
         }
-        (group * 31 + place * 17) % 200 == 0
+        (group * 31 + place * 17).is_multiple_of(200)
     }
 
     fn user_id(number: usize) -> String {
@@ -73,7 +74,7 @@ impl World {
             id: Self::user_id(number),
             email: Self::user_email(number),
             display_name: format!("Firstname Lastname{number}"),
-            suspended: number % 50 == 0,
+            suspended: number.is_multiple_of(50),
             customer_id: Some(CUSTOMER.to_owned()),
         }
     }
