@@ -15,6 +15,9 @@ use serde_json::json;
 use sqlx::PgPool;
 use support::{admin, pattern as p, user as u};
 
+/// Whether a record is one of those.
+type Holds<'h> = Box<dyn Fn(&Entry) -> bool + 'h>;
+
 fn ids(entries: &[Entry]) -> Vec<i64> {
     entries.iter().map(|entry| entry.audit_id).collect()
 }
@@ -139,7 +142,6 @@ async fn each_filter_gives_exactly_the_records_that_it_names() {
         ActionName::parse(&entry.action)
             .is_ok_and(|action| ActionPattern::parse(name).unwrap().covers(&action))
     };
-    type Holds<'h> = Box<dyn Fn(&Entry) -> bool + 'h>;
     let cases: Vec<(Query, Holds)> = vec![
         (Query::new().actor("ada"), Box::new(|e| e.actor == "ada")),
         (Query::new().service("scheduler"), Box::new(|e| e.service == "scheduler")),
