@@ -52,7 +52,10 @@ pub(crate) async fn migrated() -> (Database, PgPool) {
 
 pub(crate) fn options() -> Options {
     let all = Limit::new(100, u64::MAX);
-    Options { limits: Limits { users: all, groups: all, memberships: all, members_of_group: all }, ..Options::default() }
+    Options {
+        limits: Limits { users: all, groups: all, memberships: all, members_of_group: all },
+        ..Options::default()
+    }
 }
 
 async fn sync(pool: &PgPool, world: World) -> (Duration, Report) {

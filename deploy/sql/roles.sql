@@ -8,16 +8,17 @@
 -- authz_reader   asks: checks, lists, `authz.can`, snapshots. Not the audit trail.
 -- authz_service  a service: asks, registers its actions, writes audit records. Cannot change who is in what or may what.
 -- authz_sync     dir-sync: writes users, groups and memberships. Cannot grant, nor register actions.
+-- authz_auditor  the job that keeps the trail: sweeps up, seals, verifies, exports, and drops old months. Changes no rights.
 -- authz_admin    people, by `authz-cli` or psql: users, groups, memberships, actions and grants; reads the audit trail.
 --
--- Nobody of these can change or remove an audit record, or write one under another database user, at another time or in
+-- Nobody of these but the auditor, by whole months, can remove an audit record, and nobody change one, or write one under another database user, at another time or in
 -- another transaction than it was.
 
 do $$
 declare
     wanted text;
 begin
-    foreach wanted in array array['authz_reader', 'authz_service', 'authz_sync', 'authz_admin'] loop
+    foreach wanted in array array['authz_reader', 'authz_service', 'authz_sync', 'authz_auditor', 'authz_admin'] loop
         begin
             execute format('create role %I nologin', wanted);
         exception when duplicate_object or unique_violation then
@@ -29,18 +30,18 @@ end $$;
 begin;
 
 revoke all on schema authz from public;
-revoke all on all tables in schema authz from public, authz_reader, authz_service, authz_sync, authz_admin;
-revoke execute on all functions in schema authz from public, authz_reader, authz_service, authz_sync, authz_admin;
-grant usage on schema authz to authz_reader, authz_service, authz_sync, authz_admin;
+revoke all on all tables in schema authz from public, authz_reader, authz_service, authz_sync, authz_auditor, authz_admin;
+revoke execute on all functions in schema authz from public, authz_reader, authz_service, authz_sync, authz_auditor, authz_admin;
+grant usage on schema authz to authz_reader, authz_service, authz_sync, authz_auditor, authz_admin;
 
 -- What a decision is made of, and how fresh it is.
 grant select on
     authz.directories, authz.users, authz.groups, authz.group_users, authz.group_groups, authz.group_directories,
     authz.group_ancestors, authz.group_reach, authz.actions, authz.user_actions, authz.group_actions,
     authz.revision, authz.changes, authz.sync_runs, authz.sync_leases, authz._sqlx_migrations
-    to authz_reader, authz_service, authz_sync, authz_admin;
+    to authz_reader, authz_service, authz_sync, authz_auditor, authz_admin;
 grant execute on function authz.can(text, text), authz.covering(text)
-    to authz_reader, authz_service, authz_sync, authz_admin;
+    to authz_reader, authz_service, authz_sync, authz_auditor, authz_admin;
 
 -- A service says what it can do, but not who may.
 grant insert, update (description) on authz.actions to authz_service;
@@ -64,6 +65,7 @@ begin
         execute format('grant select, insert, update, delete on authz.%I to authz_sync', staging);
     end loop;
 end $$;
+grant select, insert, update, delete on authz.group_digests, authz.group_outsiders to authz_sync;
 grant execute on function authz.hold_revision(), authz.analyze_staging() to authz_sync;
 
 -- People: what is kept by hand, and who may do what.
@@ -72,6 +74,19 @@ grant insert, update, delete on authz.group_users, authz.group_groups, authz.gro
 grant insert, update, delete on authz.actions, authz.user_actions, authz.group_actions to authz_admin;
 grant select on authz.audit_log, authz.audit_seals to authz_admin;
 grant execute on function authz.hold_revision() to authz_admin;
+
+-- Operations: which are under way, and whose. A service finds the end of an operation of its own again, and reads no more.
+grant select, insert, update, delete on authz.operation_owners, authz.open_operations
+    to authz_service, authz_admin, authz_auditor;
+grant select (operation_id, outcome, recorded_at) on authz.audit_log to authz_service;
+grant select on authz.audit_eras to authz_service, authz_sync, authz_admin, authz_auditor;
+grant execute on function authz.note_audit_era() to authz_service, authz_sync, authz_admin, authz_auditor;
+
+-- The trail: whole, and its months. A month goes only once it is sealed (`authz audit prune`).
+grant select on all tables in schema authz to authz_auditor;
+grant insert on authz.audit_seals to authz_auditor;
+grant execute on function authz.make_audit_partition(date), authz.make_audit_partitions(integer),
+    authz.drop_audit_months(date), authz.write_audit_baseline() to authz_auditor;
 
 -- Audit records: what the writer says, while the database itself says who, when and in which transaction.
 do $$
@@ -82,7 +97,7 @@ begin
     from pg_attribute a
     where a.attrelid = 'authz.audit_log'::regclass and a.attnum > 0 and not a.attisdropped
       and a.attname not in ('audit_id', 'recorded_at', 'database_user', 'transaction_id');
-    execute format('grant insert (%s), select (audit_id) on authz.audit_log to authz_service, authz_sync, authz_admin', told);
+    execute format('grant insert (%s), select (audit_id) on authz.audit_log to authz_service, authz_sync, authz_auditor, authz_admin', told);
 end $$;
 
 commit;

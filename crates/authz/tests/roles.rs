@@ -15,7 +15,7 @@ use testdb::Database;
 use self::support::*;
 
 const ROLES: &str = include_str!("../../../deploy/sql/roles.sql");
-const ALL: [&str; 4] = ["authz_reader", "authz_service", "authz_sync", "authz_admin"];
+const ALL: [&str; 5] = ["authz_reader", "authz_service", "authz_sync", "authz_auditor", "authz_admin"];
 
 /// A database with a user who is in a group that may scale workers, and the roles.
 async fn world() -> (Database, PgPool) {
@@ -154,6 +154,56 @@ async fn service_asks_registers_and_records_and_cannot_change_who_may_what() {
         "insert into authz.sync_leases values (0, 1, now(), now())",
     ] {
         assert_forbidden(&service, role, sql).await;
+    }
+}
+
+#[tokio::test]
+async fn service_runs_operations_and_the_auditor_keeps_their_trail() {
+    let (database, pool) = world().await;
+    let service = authz::Authz::new(as_role(&database, "authz_service").await).service("ops-dashboard");
+    let scaled = service
+        .operation_named(&user("ada"), &action("workers.scale"))
+        .run(async |_| Ok::<_, String>(7))
+        .await;
+    assert_eq!(scaled.unwrap(), 7);
+    let failed = service
+        .operation_named(&user("ada"), &action("workers.scale"))
+        .run(async |_| Err::<(), _>("no".to_owned()))
+        .await;
+    assert!(failed.is_err());
+    let denied = service
+        .operation_named(&user("eve"), &action("workers.scale"))
+        .run(async |_| Ok::<_, String>(()))
+        .await;
+    assert!(denied.is_err());
+    let changed = service
+        .operation_named(&user("ada"), &action("workers.scale"))
+        .transact(async |_, _| Ok::<_, std::convert::Infallible>(()))
+        .await;
+    changed.unwrap();
+    service.shutdown().await;
+
+    let auditor = as_role(&database, "authz_auditor").await;
+    audit::sweep(&auditor, std::time::Duration::ZERO).await.unwrap();
+    audit::retention::make_partitions(&auditor, 2).await.unwrap();
+    let outcomes: Vec<String> = sqlx::query_scalar(
+        "select outcome from authz.audit_log where service = 'ops-dashboard' order by audit_id",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    assert_eq!(outcomes.iter().filter(|outcome| *outcome == "succeeded").count(), 2, "{outcomes:?}");
+    for wanted in ["started", "failed", "denied"] {
+        assert!(outcomes.iter().any(|outcome| outcome == wanted), "{wanted}: {outcomes:?}");
+    }
+    audit::seal(&auditor, None).await.unwrap();
+    let sealed: i64 = sqlx::query_scalar("select sum(records)::bigint from authz.audit_seals")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert!(sealed > 0);
+    for sql in GRANTS.iter().chain(&MEMBERSHIPS).chain(&PEOPLE) {
+        assert_forbidden(&auditor, "authz_auditor", sql).await;
     }
 }
 

@@ -22,7 +22,10 @@ const STEPS: usize = 60;
 
 fn everything_may_go() -> Options {
     let all = Limit::new(100, 1_000);
-    Options { limits: Limits { users: all, groups: all, memberships: all, members_of_group: all }, ..Options::default() }
+    Options {
+        limits: Limits { users: all, groups: all, memberships: all, members_of_group: all },
+        ..Options::default()
+    }
 }
 
 /// One moment of the directory.

@@ -93,5 +93,6 @@ async fn mark_of(connection: &mut PgConnection, revision: Revision) -> Result<Ma
     )
     .fetch_optional(connection)
     .await?;
-    Ok(row.map_or_else(Mark::default, |row| Mark { change_id: Some(row.change_id), micros: Some(row.micros) }))
+    Ok(row
+        .map_or_else(Mark::default, |row| Mark { change_id: Some(row.change_id), micros: Some(row.micros) }))
 }

@@ -123,7 +123,8 @@ impl Refresher {
         let old = arc_swap::Guard::into_inner(self.shared.state());
         let known = old.revision;
         let mut kind = Kind::Poll;
-        let refreshed = refresh(&self.options, &self.pool, Some(old), (&mut self.model, &mut self.mark), &mut kind).await;
+        let refreshed =
+            refresh(&self.options, &self.pool, Some(old), (&mut self.model, &mut self.mark), &mut kind).await;
         count(kind, refreshed.is_ok(), started.elapsed());
         match refreshed {
             Ok(Refreshed { mut poll, loaded }) => {
