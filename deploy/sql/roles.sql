@@ -75,20 +75,22 @@ grant insert, update, delete on authz.actions, authz.user_actions, authz.group_a
 grant select on authz.audit_log, authz.audit_seals to authz_admin;
 grant execute on function authz.hold_revision() to authz_admin;
 
--- Operations: which are under way, and whose. A service finds the end of an operation of its own again, and reads no more.
+-- Operations: which are under way, and whose.
 grant select, insert, update, delete on authz.operation_owners, authz.open_operations
     to authz_service, authz_admin, authz_auditor;
-grant select (operation_id, outcome, recorded_at) on authz.audit_log to authz_service;
 grant select on authz.audit_eras to authz_service, authz_sync, authz_admin, authz_auditor;
 grant execute on function authz.note_audit_era() to authz_service, authz_sync, authz_admin, authz_auditor;
 
 -- The trail: whole, and its months. A month goes only once it is sealed (`authz audit prune`).
 grant select on all tables in schema authz to authz_auditor;
 grant insert on authz.audit_seals to authz_auditor;
+grant select on sequence authz.audit_log_audit_id_seq to authz_auditor;
 grant execute on function authz.make_audit_partition(date), authz.make_audit_partitions(integer),
     authz.drop_audit_months(date), authz.write_audit_baseline() to authz_auditor;
 
--- Audit records: what the writer says, while the database itself says who, when and in which transaction.
+-- Audit records: what the writer says, while the database itself says who, when and in which transaction. Writers find their
+-- own records again by number, and read no more of them.
+grant execute on function authz.current_actor(), authz.current_service() to authz_service, authz_sync, authz_auditor, authz_admin;
 do $$
 declare
     told text;
@@ -97,7 +99,7 @@ begin
     from pg_attribute a
     where a.attrelid = 'authz.audit_log'::regclass and a.attnum > 0 and not a.attisdropped
       and a.attname not in ('audit_id', 'recorded_at', 'database_user', 'transaction_id');
-    execute format('grant insert (%s), select (audit_id) on authz.audit_log to authz_service, authz_sync, authz_auditor, authz_admin', told);
+    execute format('grant insert (%s), select (audit_id, recorded_at, transaction_id, operation_id, outcome) on authz.audit_log to authz_service, authz_sync, authz_auditor, authz_admin', told);
 end $$;
 
 commit;
