@@ -197,11 +197,11 @@ async fn service_runs_operations_and_the_auditor_keeps_their_trail() {
         assert!(outcomes.iter().any(|outcome| outcome == wanted), "{wanted}: {outcomes:?}");
     }
     audit::seal(&auditor, None).await.unwrap();
-    let sealed: i64 = sqlx::query_scalar("select sum(records)::bigint from authz.audit_seals")
+    let records: i64 = sqlx::query_scalar("select sum(records)::bigint from authz.audit_seals")
         .fetch_one(&pool)
         .await
         .unwrap();
-    assert!(sealed > 0);
+    assert!(records > 0);
     for sql in GRANTS.iter().chain(&MEMBERSHIPS).chain(&PEOPLE) {
         assert_forbidden(&auditor, "authz_auditor", sql).await;
     }

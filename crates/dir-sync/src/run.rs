@@ -95,10 +95,11 @@ impl DirectorySync {
     }
 
     /// What a run would change. The mirror stays as it is.
+    // The parts are boxed, or whoever awaits this would have all of a crawl on the stack.
     pub async fn plan(mut self) -> Report {
         let started = Instant::now();
         let mut report = Report::blank(&self.directory);
-        match self.prepare_in_time(&mut report).await {
+        match Box::pin(self.prepare_in_time(&mut report)).await {
             Ok(planned) => {
                 let ended = planned.discard(None, self.source.calls(), &actor()).await;
                 match ended {
@@ -121,9 +122,9 @@ impl DirectorySync {
     pub async fn run(mut self) -> Report {
         let started = Instant::now();
         let mut report = Report::blank(&self.directory);
-        match self.prepare_in_time(&mut report).await {
+        match Box::pin(self.prepare_in_time(&mut report)).await {
             Ok(planned) => {
-                if let Err(error) = self.guard_and_apply(planned, &mut report).await {
+                if let Err(error) = Box::pin(self.guard_and_apply(planned, &mut report)).await {
                     fail(&mut report, &error);
                     self.record_failure(&report).await;
                 }
