@@ -351,7 +351,7 @@ async fn old_changes_are_pruned_by_whole_revisions() {
         &pool,
         "delete from authz.changes;
          insert into authz.changes (revision, kind, user_id, changed_at)
-             select 2, 'user', n, now() - interval '2 days' from generate_series(1, 19990) n;
+             select 2, 'user', n, now() - interval '2 days' from generate_series(1, 299990) n;
          insert into authz.changes (revision, kind, user_id, changed_at)
              select 3, 'user', n, now() - interval '2 days' from generate_series(1, 100) n;
          insert into authz.changes (revision, kind, user_id, changed_at)
@@ -369,7 +369,7 @@ async fn old_changes_are_pruned_by_whole_revisions() {
         counts
     };
     run(&pool, "insert into authz.actions values ('a')").await;
-    assert_eq!(counts().await, [(2, 19_990), (3, 100), (4, 1), (255, 1)], "not at every revision");
+    assert_eq!(counts().await, [(2, 299_990), (3, 100), (4, 1), (255, 1)], "not at every revision");
     run(&pool, "insert into authz.actions values ('b')").await;
     assert_eq!(counts().await, [(3, 100), (4, 1), (255, 1), (256, 1)]);
     run(&pool, "update authz.revision set revision = 511").await;

@@ -241,6 +241,11 @@ async fn directory_that_is_not_mirrored_any_more_is_an_error() {
         })
         .await;
     };
+    let polled = run(&pool, "insert into authz.actions values ('later')").await;
+    snapshot.at_least(polled).await.unwrap();
+    assert!(may(&snapshot, "ada").unwrap(), "nothing has come from that directory yet");
+    run(&pool, "insert into authz.groups (group_name, directory_id, external_id) values ('theirs', 1, 'g1')")
+        .await;
     stale(false).await;
     run(&pool, "update authz.directories set last_complete_sync_at = now() where directory_id = 1").await;
     until("it answers", async || may(&snapshot, "ada").is_ok()).await;

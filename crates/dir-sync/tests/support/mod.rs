@@ -242,12 +242,15 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
     assert!(waited.await.is_ok(), "waited in vain until {what}");
 }
 
-/// Whether a session other than the asking one waits for a lock while it runs a statement that has this in it.
+/// Whether a session other than the asking one waits for a lock on this table, or for any while it runs a statement
+/// that has this in it.
 pub(crate) async fn waits_for_lock(pool: &PgPool, statement: &str) -> bool {
     sqlx::query_scalar(
-        "select exists (select from pg_stat_activity
-                        where datname = current_database() and wait_event_type = 'Lock' and strpos(query, $1) > 0
-                          and pid <> pg_backend_pid())",
+        "select exists (select from pg_stat_activity a
+                        where a.datname = current_database() and a.wait_event_type = 'Lock' and a.pid <> pg_backend_pid()
+                          and (strpos(a.query, $1) > 0
+                               or exists (select from pg_locks l
+                                          where l.pid = a.pid and not l.granted and l.relation = case when $1 ~ '^[a-z_.]+$' then to_regclass($1) end)))",
     )
     .bind(statement)
     .fetch_one(pool)
