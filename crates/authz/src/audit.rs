@@ -1,7 +1,7 @@
 //! The audit trail: who did what, why they might, and how it ended.
 //!
 //! Changes of grants and of memberships made by hand record themselves (by triggers, so that a change in
-//! psql leaves its record too). What a service does on a user's behalf is an [operation](operation), which decides,
+//! psql leaves its record too). What a service does on a user's behalf is an [`operation`], which decides,
 //! records and runs. A record in a transaction of the caller's own is written with [`record`], one by itself with a
 //! [`Writer`].
 
