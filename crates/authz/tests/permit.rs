@@ -151,3 +151,26 @@ fn permits_cross_threads() {
     crosses::<Permit<On<WorkersScale>>>();
     crosses::<Permit<Named>>();
 }
+
+#[tokio::test]
+async fn snapshot_gives_a_permit_to_who_may_and_to_nobody_else() {
+    let (_database, pool) = world().await;
+    grant(&pool, "workers.scale.ads-team").await;
+    let snapshot = authz::Snapshot::options().start(pool.clone()).await.unwrap();
+    let ada = u("ada@example.com");
+    let permit = snapshot.authorize_on::<WorkersScale>(&ada, "ads-team").unwrap();
+    assert_eq!((permit.user(), permit.action()), (&ada, &a("workers.scale.ads-team")));
+    let permit = snapshot.authorize_named(&ada, &a("workers.scale.ads-team")).unwrap();
+    assert_eq!(permit.action(), &a("workers.scale.ads-team"));
+    for (user, what) in [(&ada, "no grant"), (&u("eve@example.com"), "a stranger")] {
+        let refused = snapshot.authorize::<WorkersScale>(user).unwrap_err();
+        assert!(matches!(&refused, Refusal::Denied(denied) if denied.user == *user), "{what}: {refused:?}");
+    }
+    assert!(matches!(
+        snapshot.authorize_on::<WorkersScale>(&ada, "../etc"),
+        Err(Refusal::NotAResource { .. })
+    ));
+    snapshot.shutdown().await;
+    let refused = snapshot.authorize_on::<WorkersScale>(&ada, "ads-team").unwrap_err();
+    assert!(matches!(refused, Refusal::Undecided(Error::SnapshotClosed)), "{refused:?}");
+}

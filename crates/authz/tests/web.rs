@@ -373,3 +373,28 @@ async fn concurrent_requests_get_their_own_answers() {
         assert_eq!(answer.status, expected, "request {n}");
     }
 }
+
+#[tokio::test]
+async fn gate_on_a_snapshot_answers_as_one_on_the_database() {
+    let (_database, pool) = world().await;
+    let snapshot = authz::Snapshot::options().start(pool.clone()).await.unwrap();
+    let gate = Gate::new(snapshot.clone(), |parts| named(parts, "x-user"));
+    let ran = Arc::new(AtomicUsize::new(0));
+    for router in both(&gate, &ran) {
+        for (user, status) in
+            [(Some(ADA), 200), (Some(BOB), 403), (Some("eve@example.com"), 403), (None, 401)]
+        {
+            assert_eq!(
+                send(router.clone(), request("/queue", user)).await.status.as_u16(),
+                status,
+                "{user:?}"
+            );
+        }
+    }
+    assert_eq!(ran.load(Ordering::SeqCst), 2, "for ada alone");
+    snapshot.shutdown().await;
+    for router in both(&gate, &ran) {
+        assert_eq!(send(router, request("/queue", Some(ADA))).await.status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    assert_eq!(ran.load(Ordering::SeqCst), 2);
+}
