@@ -210,12 +210,21 @@ async fn ask(authz: &Authz, user: &UserName, action: &ActionName) -> Result<(), 
 
 async fn trail(pool: &PgPool) -> Result<(), Failure> {
     say!("  {:<17} {:<36} {:<10} {}", "action", "actor", "outcome", "target");
-    for entry in audit::latest(pool, 100).await?.iter().rev() {
+    let (states, records): (Vec<_>, Vec<_>) = audit::latest(pool, 10_000)
+        .await?
+        .into_iter()
+        .rev()
+        .partition(|entry| entry.action.starts_with("state."));
+    for entry in &records {
         let target = entry.target.as_deref().unwrap_or_default();
         let outcome = format!("{:<10}", entry.outcome.as_str());
         let outcome = if entry.outcome == Outcome::Denied { red(&outcome) } else { outcome };
         say!("  {:<17} {:<36} {outcome} {target}", entry.action, entry.actor);
     }
+    say!(
+        "  and {} records of who and what came, changed and went, for \"who could do this then?\"",
+        states.len()
+    );
     Ok(())
 }
 
