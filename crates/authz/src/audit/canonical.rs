@@ -106,15 +106,6 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    pub(crate) fn to_bytes(self) -> [u8; ENTRY] {
-        let mut bytes = [0; ENTRY];
-        let parts = [&self.audit_id.to_be_bytes()[..], &self.recorded_at.to_be_bytes(), &self.digest.0];
-        for (to, from) in bytes.iter_mut().zip(parts.into_iter().flatten()) {
-            *to = *from;
-        }
-        bytes
-    }
-
     pub(crate) fn all_from_bytes(bytes: &[u8]) -> impl Iterator<Item = Self> + '_ {
         let (entries, _) = bytes.as_chunks::<ENTRY>();
         entries.iter().filter_map(|entry| {
@@ -134,6 +125,17 @@ impl Entry {
 pub(crate) struct Sealable {
     pub(crate) entry: Entry,
     pub(crate) transaction_id: u64,
+}
+
+/// The entries of these records, as a seal holds them.
+pub(crate) fn entries(records: &[Sealable]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(records.len() * ENTRY);
+    for Sealable { entry, .. } in records {
+        bytes.extend_from_slice(&entry.audit_id.to_be_bytes());
+        bytes.extend_from_slice(&entry.recorded_at.to_be_bytes());
+        bytes.extend_from_slice(&entry.digest.0);
+    }
+    bytes
 }
 
 impl Sealable {

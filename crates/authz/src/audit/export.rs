@@ -339,14 +339,10 @@ pub(crate) fn fits(
     pruned: Option<Pruned>,
 ) -> Result<(), Finding> {
     chain.link(seal)?;
-    if let Err(Mismatch) = Chain::records(seal, records) {
-        locate(seal, records, entries, pruned)?;
-    } else {
-        let (chunks, rest) = entries.as_chunks();
-        let found = records.iter().map(|record| record.entry.to_bytes());
-        if !rest.is_empty() || !chunks.iter().copied().eq(found) {
-            return Err(Finding::seal(Problem::RecordsAltered, seal.seal_id));
-        }
+    match Chain::records(seal, records) {
+        Ok(found) if found == entries => {}
+        Ok(_) => return Err(Finding::seal(Problem::RecordsAltered, seal.seal_id)),
+        Err(Mismatch) => locate(seal, records, entries, pruned)?,
     }
     chain.times(seal, records)?;
     chain.done(seal, records.len());

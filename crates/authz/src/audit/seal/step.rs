@@ -5,7 +5,7 @@ use serde::Serialize;
 use sqlx::{Connection, PgConnection, PgPool};
 
 use super::{Checkpoint, FORMAT, Seal, SigningKey, last_seal, moment};
-use crate::audit::canonical::{COLUMNS, Digest, Encoder, Place, Sealable, from_hex};
+use crate::audit::canonical::{COLUMNS, Digest, Encoder, Place, Sealable, entries, from_hex};
 use crate::error::Error;
 use crate::snapshot::copy::{Field, Rows};
 
@@ -262,7 +262,7 @@ impl Chain<'_> {
         mut seal: Seal,
         records: &[Sealable],
     ) -> Result<(), Error> {
-        let entries: Vec<u8> = records.iter().flat_map(|record| record.entry.to_bytes()).collect();
+        let entries = entries(records);
         seal.records = i64::try_from(records.len()).unwrap_or(i64::MAX);
         seal.records_digest = Digest::of(&entries);
         seal.complete(self.key);
@@ -327,52 +327,25 @@ pub(crate) async fn copy_range(
     range: &Range,
     mut each: impl FnMut(&[Field<'_>; COLUMNS]) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    // `copy` takes no parameters, settings of the transaction stand for them.
-    sqlx::query!(
-        r#"
-        select set_config('authz.range_base', $1, true) as "base!", set_config('authz.range_cap', $2, true) as "cap!",
-               set_config('authz.range_from_transaction', $3, true) as "from_transaction!",
-               set_config('authz.range_from_record', $4, true) as "from_record!",
-               set_config('authz.range_until_transaction', $5, true) as "until_transaction!",
-               set_config('authz.range_until_record', $6, true) as "until_record!",
-               set_config('authz.range_sealed_transaction', $7, true) as "sealed_transaction!",
-               set_config('authz.range_sealed_record', $8, true) as "sealed_record!",
-               set_config('authz.range_sealed_last', $9, true) as "sealed_last!",
-               set_config('authz.range_limit', $10, true) as "limit!"
-        "#,
-        range.base_audit_id.to_string(),
-        range.cap.to_string(),
-        range.from.transaction_id.to_string(),
-        range.from.audit_id.to_string(),
-        range.until.transaction_id.to_string(),
-        range.until.audit_id.to_string(),
-        range.sealed_until.transaction_id.to_string(),
-        range.sealed_until.audit_id.to_string(),
-        range.sealed_last.to_string(),
-        range.limit.to_string(),
-    )
-    .fetch_one(&mut *connection)
-    .await?;
-    let mut chunks = connection
-        .copy_out_raw(
-            "copy (
-                select audit_id, recorded_at, service, actor, action, outcome, target, detail::text, request_id,
-                       decision::text, revision, database_user, transaction_id, operation_id
-                from authz.audit_log
-                where audit_id > current_setting('authz.range_base')::bigint
-                  and audit_id <= current_setting('authz.range_cap')::bigint
-                  and (transaction_id, audit_id) >= (current_setting('authz.range_from_transaction')::xid8,
-                                                     current_setting('authz.range_from_record')::bigint)
-                  and (transaction_id, audit_id) < (current_setting('authz.range_until_transaction')::xid8,
-                                                    current_setting('authz.range_until_record')::bigint)
-                  and ((transaction_id, audit_id) >= (current_setting('authz.range_sealed_transaction')::xid8,
-                                                      current_setting('authz.range_sealed_record')::bigint)
-                       or audit_id > current_setting('authz.range_sealed_last')::bigint)
-                order by transaction_id, audit_id
-                limit current_setting('authz.range_limit')::bigint
-            ) to stdout (format binary)",
-        )
-        .await?;
+    let Range { base_audit_id, cap, from, until, sealed_until, sealed_last, limit } = range;
+    // `copy` takes no parameters. All of these are numbers, and as constants they let the planner see how small the range is.
+    let place = |place: &Place| format!("('{}'::xid8, '{}'::bigint)", place.transaction_id, place.audit_id);
+    let statement = format!(
+        "copy (
+            select audit_id, recorded_at, service, actor, action, outcome, target, detail::text, request_id,
+                   decision::text, revision, database_user, transaction_id, operation_id
+            from authz.audit_log
+            where audit_id > '{base_audit_id}'::bigint and audit_id <= '{cap}'::bigint
+              and (transaction_id, audit_id) >= {} and (transaction_id, audit_id) < {}
+              and ((transaction_id, audit_id) >= {} or audit_id > '{sealed_last}'::bigint)
+            order by transaction_id, audit_id
+            limit '{limit}'::bigint
+        ) to stdout (format binary)",
+        place(from),
+        place(until),
+        place(sealed_until),
+    );
+    let mut chunks = connection.copy_out_raw(&statement).await?;
     let mut rows = Rows::default();
     while let Some(chunk) = chunks.try_next().await? {
         rows.feed(&chunk, |row: [Field<'_>; COLUMNS]| each(&row))?;

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{Finding, Problem, Report, Trust};
-use crate::audit::canonical::{Digest, Hasher, Sealable, from_hex};
+use crate::audit::canonical::{Digest, Sealable, entries, from_hex};
 use crate::audit::seal::{FORMAT, Seal};
 
 /// How far the chain was followed.
@@ -92,14 +92,15 @@ impl Chain {
         }
     }
 
-    /// Whether these are the records of the seal.
-    pub(crate) fn records(seal: &Seal, records: &[Sealable]) -> Result<(), Mismatch> {
+    /// Whether these are the records of the seal; gives their entries.
+    pub(crate) fn records(seal: &Seal, records: &[Sealable]) -> Result<Vec<u8>, Mismatch> {
+        let entries = entries(records);
         if seal.records != i64::try_from(records.len()).unwrap_or(i64::MAX)
-            || digest(records) != seal.records_digest
+            || Digest::of(&entries) != seal.records_digest
         {
             return Err(Mismatch);
         }
-        Ok(())
+        Ok(entries)
     }
 
     /// Whether the times of the records can be true.
@@ -155,12 +156,4 @@ impl Chain {
             self.report.finding = Some(Finding::seal(Problem::ChainTruncated, seal_id));
         }
     }
-}
-
-fn digest(records: &[Sealable]) -> Digest {
-    let mut hasher = Hasher::new();
-    for record in records {
-        hasher.update(&record.entry.to_bytes());
-    }
-    hasher.finish()
 }

@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use flate2::bufread::MultiGzDecoder;
+use memchr::memchr;
 
 use super::{Chain, Finding, Problem, Report, Trust};
 use crate::audit::canonical::{Encoder, Sealable};
@@ -111,12 +112,24 @@ fn deal(mut file: impl Read, workers: &[SyncSender<Vec<u8>>]) -> std::io::Result
 fn work(pieces: &Receiver<Vec<u8>>, lines: &SyncSender<Vec<Line>>) {
     let mut encoder = Encoder::new();
     while let Ok(piece) = pieces.recv() {
-        let piece = piece.strip_suffix(b"\n").unwrap_or(&piece);
-        let read = piece.split(|byte| *byte == b'\n').map(|line| parse(line, &mut encoder)).collect();
+        let read = lines_of(&piece).map(|line| parse(line, &mut encoder)).collect();
         if lines.send(read).is_err() {
             return;
         }
     }
+}
+
+/// Without their ends; the last one may have none.
+fn lines_of(piece: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = piece;
+    std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let (line, after) = rest.split_at(memchr(b'\n', rest).unwrap_or(rest.len()));
+        rest = after.get(1..).unwrap_or_default();
+        Some(line)
+    })
 }
 
 fn parse(line: &[u8], encoder: &mut Encoder) -> Line {
