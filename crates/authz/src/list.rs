@@ -38,7 +38,8 @@ pub async fn actions_of<'u>(
                 select gd.group_id from subject s join authz.group_directories gd on gd.directory_id = s.directory_id
             ) mine
             join authz.group_reach re on re.group_id = mine.group_id
-            join authz.group_actions ga on ga.group_id = re.holder_id and ga.action_name = re.action_name
+            join authz.group_actions ga
+                on ga.group_id = re.holder_id and ga.action_name = (re.action_name collate "default")
             join authz.groups g on g.group_id = re.holder_id and g.status = 'active'
             where ga.expires_at is null or ga.expires_at > statement_timestamp()
         )
