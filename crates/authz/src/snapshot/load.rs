@@ -1,4 +1,4 @@
-//! The full load: the graph by queries, then the users with their memberships as one stream.
+//! The full load: the graph by queries, then the users and their memberships as two streams.
 
 use std::sync::Arc;
 
@@ -13,39 +13,32 @@ use super::users::{self, Builder, Duplicate};
 use crate::decision::Revision;
 use crate::error::Error;
 
-/// One row per user, for a message each costs more than what is in it. `group_users_by_user` gives the memberships
-/// in the order of the users, so nothing is sorted and nothing is hashed.
-macro_rules! users {
-    ($sub:literal, $relevant:literal) => {
-        concat!(
-            "copy (select u.user_id, u.status, u.directory_id, u.user_name, ",
-            $sub,
-            ", m.groups
-            from authz.users u
-            left join (
-                select gu.user_id, array_agg(gu.group_id) as groups
-                from authz.group_users gu ",
-            $relevant,
-            " group by gu.user_id
-            ) m on m.user_id = u.user_id
-            where u.status <> 'deleted'
-            ) to stdout (format binary)"
-        )
-    };
-}
-macro_rules! relevant {
-    ($sub:literal) => {
-        users!(
-            $sub,
-            "where gu.group_id in (
-                select an.group_id from authz.group_ancestors an
-                where an.ancestor_id in (select ga.group_id from authz.group_actions ga))"
-        )
-    };
-}
+/// The users by themselves: a join would have the server hash all of them.
+const USERS: &str = "copy (
+        select u.user_id, u.status, u.directory_id, u.user_name, null::text from authz.users u where u.status <> 'deleted'
+    ) to stdout (format binary)";
+/// With the `sub`.
+const USERS_AND_SUBS: &str = "copy (
+        select u.user_id, u.status, u.directory_id, u.user_name, u.external_id from authz.users u where u.status <> 'deleted'
+    ) to stdout (format binary)";
+/// One row per user, for a message each costs more than what is in it. The index `group_users_by_user` gives them in
+/// this order, so nothing is sorted and nothing is hashed.
+const MEMBERSHIPS: &str = "copy (
+        select gu.user_id, array_agg(gu.group_id) from authz.group_users gu group by gu.user_id order by gu.user_id
+    ) to stdout (format binary)";
+/// Those that some grant reaches.
+const RELEVANT_MEMBERSHIPS: &str = "copy (
+        select gu.user_id, array_agg(gu.group_id)
+        from authz.group_users gu
+        where gu.group_id in (
+            select an.group_id from authz.group_ancestors an
+            where an.ancestor_id in (select ga.group_id from authz.group_actions ga))
+        group by gu.user_id
+        order by gu.user_id
+    ) to stdout (format binary)";
 
-/// So many users are taken in before other tasks have a turn.
-const USERS_PER_TURN: usize = 512;
+/// So many rows are taken in before other tasks have a turn.
+const ROWS_PER_TURN: usize = 512;
 
 /// What a load makes: the refresher's part and the readers' part.
 pub(super) struct Loaded {
@@ -163,6 +156,7 @@ async fn graph(connection: &mut PgConnection) -> Result<(Model, Vec<Arc<str>>), 
     Ok((model, names.into_iter().map(Into::into).collect()))
 }
 
+/// The users, then their memberships, both in the order of their ids.
 async fn stream(
     connection: &mut PgConnection,
     model: &Model,
@@ -178,35 +172,118 @@ async fn stream(
             "set local jit = off"
         })
         .await?;
-    let statement = match (by_sub, most_are_relevant) {
-        (false, false) => relevant!("null::text"),
-        (false, true) => users!("null::text", ""),
-        (true, false) => relevant!("u.external_id"),
-        (true, true) => users!("u.external_id", ""),
+    let mut people = People::default();
+    let users = if by_sub { USERS_AND_SUBS } else { USERS };
+    rows(connection, users, |row| people.push(row)).await?;
+    people.sort();
+    let mut waiting = people.iter().peekable();
+    let mut nodes = Vec::new();
+    let mut take = |person: Person<'_>, groups: &mut dyn Iterator<Item = i64>| {
+        model.nodes_of(person.user_id, person.directory_id, groups, &mut nodes);
+        builder.push(person.user_id, person.suspended, person.name, &nodes)?;
+        match person.sub {
+            Some(sub) => builder.push(person.user_id, person.suspended, &users::sub_key(sub), &nodes),
+            None => Ok(()),
+        }
     };
+    let memberships = if most_are_relevant { MEMBERSHIPS } else { RELEVANT_MEMBERSHIPS };
+    rows(connection, memberships, |[user_id, groups]| {
+        let user_id = user_id.int8()?;
+        while let Some(person) = waiting.next_if(|person| person.user_id <= user_id) {
+            if person.user_id == user_id {
+                take(person, &mut groups.int8s()?)?;
+            } else {
+                take(person, &mut std::iter::empty())?;
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    for person in waiting {
+        take(person, &mut std::iter::empty())?;
+    }
+    Ok(builder)
+}
+
+/// Calls `each` with every row that a `copy` gives.
+async fn rows<const N: usize>(
+    connection: &mut PgConnection,
+    statement: &str,
+    mut each: impl FnMut([Field<'_>; N]) -> Result<(), Error>,
+) -> Result<(), Error> {
     let mut chunks = connection.copy_out_raw(statement).await?;
     let mut rows = Rows::default();
-    let mut nodes = Vec::new();
     let mut taken = 0_usize;
     while let Some(chunk) = chunks.try_next().await? {
-        rows.feed(&chunk, |row: [Field<'_>; 6]| {
-            let [user_id, status, directory_id, name, sub, groups] = row;
-            let user_id = user_id.int8()?;
-            let suspended = suspended(status.text()?)?;
-            model.nodes_of(user_id, directory_id.int4_or_null()?, groups.int8s()?, &mut nodes);
-            builder.push(user_id, suspended, name.text()?.as_bytes(), &nodes)?;
-            if let Some(sub) = sub.text_or_null()? {
-                builder.push(user_id, suspended, &users::sub_key(sub), &nodes)?;
-            }
-            Ok(())
-        })?;
+        rows.feed(&chunk, &mut each)?;
         taken += 1;
-        if taken.is_multiple_of(USERS_PER_TURN) {
+        if taken.is_multiple_of(ROWS_PER_TURN) {
             tokio::task::yield_now().await;
         }
     }
-    rows.end()?;
-    Ok(builder)
+    rows.end()
+}
+
+/// Users without their memberships, packed.
+#[derive(Default)]
+struct People {
+    rows: Vec<Packed>,
+    /// The name of each, and the `sub` behind it.
+    text: String,
+}
+
+struct Packed {
+    user_id: i64,
+    directory_id: Option<i32>,
+    suspended: bool,
+    text: usize,
+    name: u32,
+    sub: Option<u32>,
+}
+
+struct Person<'a> {
+    user_id: i64,
+    directory_id: Option<i32>,
+    suspended: bool,
+    name: &'a [u8],
+    sub: Option<&'a str>,
+}
+
+impl People {
+    fn push(&mut self, [user_id, status, directory_id, name, sub]: [Field<'_>; 5]) -> Result<(), Error> {
+        let (name, sub, text) = (name.text()?, sub.text_or_null()?, self.text.len());
+        self.text.push_str(name);
+        self.text.push_str(sub.unwrap_or_default());
+        // Postgres holds no text of 1 GiB.
+        let length = |text: &str| u32::try_from(text.len()).unwrap_or(u32::MAX);
+        self.rows.push(Packed {
+            user_id: user_id.int8()?,
+            directory_id: directory_id.int4_or_null()?,
+            suspended: suspended(status.text()?)?,
+            text,
+            name: length(name),
+            sub: sub.map(length),
+        });
+        Ok(())
+    }
+
+    fn sort(&mut self) {
+        self.rows.sort_unstable_by_key(|row| row.user_id);
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Person<'_>> {
+        self.rows.iter().map(|row| {
+            let text =
+                |start: usize, length: u32| self.text.get(start..start + length as usize).unwrap_or_default();
+            Person {
+                user_id: row.user_id,
+                directory_id: row.directory_id,
+                suspended: row.suspended,
+                name: text(row.text, row.name).as_bytes(),
+                sub: row.sub.map(|length| text(row.text + row.name as usize, length)),
+            }
+        })
+    }
 }
 
 /// Whether a user of that status is told so, rather than judged.
