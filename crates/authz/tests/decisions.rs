@@ -171,7 +171,7 @@ async fn a_stale_directory_is_an_error_and_no_answer() {
 }
 
 #[tokio::test]
-async fn a_check_is_planned_once_per_connection() {
+async fn a_check_is_planned_once_and_never_compiled() {
     async fn assert_planned_once(url: &str) {
         let mut connection = PgConnection::connect(url).await.unwrap();
         for n in 0..30 {
@@ -179,13 +179,21 @@ async fn a_check_is_planned_once_per_connection() {
                 .await
                 .unwrap();
         }
-        let (generic, custom): (i64, i64) = sqlx::query_as(
-            "select generic_plans, custom_plans from pg_prepared_statements where statement like '%authz.group_reach%'",
+        let (name, generic, custom): (String, i64, i64) = sqlx::query_as(
+            "select name, generic_plans, custom_plans from pg_prepared_statements
+             where statement like '%authz.group_reach%'",
         )
         .fetch_one(&mut connection)
         .await
         .unwrap();
         assert!(custom <= 5 && generic >= 25, "{custom} custom plans, {generic} generic ones");
+        let explain =
+            format!("explain (format json) execute \"{name}\" ('u1000', 'a7.b', '{{a7.b,a7.*,*}}')");
+        let plan: serde_json::Value =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(explain)).fetch_one(&mut connection).await.unwrap();
+        let cost = plan[0]["Plan"]["Total Cost"].as_f64().unwrap();
+        // A hundredth of the default of `jit_above_cost`.
+        assert!(cost < 1_000.0, "{plan:#}");
     }
 
     let (database, pool) = support::database().await;
