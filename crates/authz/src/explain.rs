@@ -94,6 +94,28 @@ pub struct Path {
     pub reason: String,
 }
 
+/// A path as the statement gives it. Its names are those of the database, which takes a few that nobody can type here
+/// (a group made by hand whose name holds a no-break space); that is no reason not to answer.
+#[derive(Debug, Deserialize)]
+struct Shown {
+    pattern: String,
+    groups: Vec<String>,
+    everyone: bool,
+    granted_by: String,
+    granted_at: DateTime<Utc>,
+    expires_at: Option<DateTime<Utc>>,
+    reason: String,
+}
+
+impl From<Shown> for Path {
+    fn from(shown: Shown) -> Self {
+        let Shown { pattern, groups, everyone, granted_by, granted_at, expires_at, reason } = shown;
+        let groups = groups.into_iter().map(GroupName::stored).collect();
+        let pattern = ActionPattern::stored(pattern);
+        Self { pattern, groups, everyone, granted_by, granted_at, expires_at, reason }
+    }
+}
+
 impl std::fmt::Display for Path {
     /// `user → web-team@example.com → developers@example.com: workers.*`
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -203,15 +225,15 @@ pub async fn explain<'u>(
                (select g.group_name from best join authz.groups g on g.group_id = best.holder_id) as holder,
                (select g.group_name from best join authz.groups g on g.group_id = best.entry_id) as entry,
                (select coalesce(jsonb_agg(shown order by depth, pattern, holder_id nulls first, entry_id), '[]')
-                from judged where live) as "paths!: Json<Vec<Path>>",
+                from judged where live) as "paths!: Json<Vec<Shown>>",
                (select coalesce(jsonb_agg(shown order by depth, pattern, holder_id nulls first, entry_id), '[]')
-                from judged where not live) as "expired!: Json<Vec<Path>>",
+                from judged where not live) as "expired!: Json<Vec<Shown>>",
                (select coalesce(jsonb_agg(w.group_name order by w.group_name), '[]')
                 from (select g.group_name
                       from granting
                       join authz.groups g on g.group_id = granting.group_id and g.status = 'active'
                       order by g.group_name
-                      limit $4) w) as "would_allow!: Json<Vec<GroupName>>"
+                      limit $4) w) as "would_allow!: Json<Vec<String>>"
         "#,
         key.name(),
         action.as_str(),
@@ -237,13 +259,13 @@ pub async fn explain<'u>(
     .decide()?;
     let mut explanation = Explanation {
         decision,
-        paths: row.paths.0,
-        expired: row.expired.0,
+        paths: row.paths.0.into_iter().map(Path::from).collect(),
+        expired: row.expired.0.into_iter().map(Path::from).collect(),
         would_allow: Vec::new(),
         missing: Missing::default(),
     };
     if !explanation.decision.is_allow() {
-        explanation.would_allow = row.would_allow.0;
+        explanation.would_allow = row.would_allow.0.into_iter().map(GroupName::stored).collect();
         explanation.missing = missing(&explanation, status.as_deref(), row.action_is_known, action);
     }
     Ok(explanation)

@@ -52,8 +52,9 @@
 //! ```
 //!
 //! A permit is true of the moment of the decision (see [`Permit::revision`]) and does not expire by itself: ask
-//! for one, use it, drop it. Where decision and change must not come apart, call [`authorize`] inside the
-//! transaction that makes the change.
+//! for one, use it, drop it. [`authorize`] inside the transaction that makes the change decides on what that transaction
+//! sees. In `read committed` the next statement may already see a revoke that the decision did not; in
+//! `repeatable read` decision and change are of one state.
 //!
 //! # Resources
 //! A resource is written as trailing segments of the action's name, and the user must hold that exact name or a

@@ -18,6 +18,9 @@ const GROUPS: usize = 12;
 const ACTIONS: [&str; 7] = ["a", "a.b", "a.b.c", "a.bc", "b", "b.c", "unregistered.x"];
 const PATTERNS: [&str; 9] = ["*", "a.*", "a.b.*", "a", "a.b", "a.b.c", "b", "b.*", "c.*"];
 
+/// The first and the last group of a path (none for a grant to the user), whether the first has everyone, the pattern.
+type Ends = (Option<(usize, usize)>, bool, &'static str);
+
 /// The facts, held in the plainest way.
 #[derive(Debug, Default)]
 struct World {
@@ -187,6 +190,36 @@ impl World {
         of_user.chain(of_groups).map(|(_, ended)| *ended).collect()
     }
 
+    /// Every way from the user to a covering grant, told by its ends.
+    fn paths(&self, user: usize, action: &str, ended: bool) -> Vec<Ends> {
+        let (status, directory) = self.users[&user];
+        if status == "deleted" {
+            return Vec::new();
+        }
+        let by_name = self.members.iter().filter(|m| m.1 == user).map(|m| (m.0, false));
+        let by_directory = self.everyone.iter().filter(|e| Some(e.1) == directory).map(|e| (e.0, true));
+        let mut paths = Vec::new();
+        for (entry, everyone) in by_name.chain(by_directory) {
+            let above = self.above(entry);
+            for ((holder, pattern), end) in &self.group_grants {
+                if above.contains(holder)
+                    && self.groups[holder] == "active"
+                    && covers(pattern, action)
+                    && *end == ended
+                {
+                    paths.push((Some((entry, *holder)), everyone, *pattern));
+                }
+            }
+        }
+        for ((holder, pattern), end) in &self.user_grants {
+            if *holder == user && covers(pattern, action) && *end == ended {
+                paths.push((None, false, *pattern));
+            }
+        }
+        paths.sort_unstable();
+        paths
+    }
+
     fn answer(&self, user: usize, action: &str) -> &'static str {
         let reaching = self.reaching(user, action);
         match self.users[&user].0 {
@@ -248,8 +281,17 @@ async fn agrees_with_the_model(seed: u64) {
 
             let explained = authz::explain(&pool, &user_name, &action_name).await.unwrap();
             assert_eq!(explained.decision, decision, "explain: {context}");
-            for path in &explained.paths {
+            for path in explained.paths.iter().chain(&explained.expired) {
                 assert_way_exists(&world, user, path, &context);
+            }
+            for (paths, ended) in [(&explained.paths, false), (&explained.expired, true)] {
+                let mut found: Vec<_> = paths.iter().map(ends_of).collect();
+                found.sort_unstable();
+                assert_eq!(
+                    found,
+                    world.paths(user, action, ended),
+                    "paths of explain, ended {ended}: {context}"
+                );
             }
             if let Decision::Allow(allow) = &decision {
                 let nearest = explained.paths.first().unwrap();
@@ -284,7 +326,13 @@ fn assert_way_exists(world: &World, user: usize, path: &authz::Path, context: &s
     for step in groups.windows(2) {
         assert!(world.edges.contains(&(step[1], step[0])), "{context}");
     }
-    assert_eq!(world.group_grants.get(&(*last, static_pattern(path))), Some(&false), "{context}");
+    assert!(world.group_grants.contains_key(&(*last, static_pattern(path))), "{context}");
+}
+
+fn ends_of(path: &authz::Path) -> Ends {
+    let number = |group: &authz::GroupName| group.as_str()[1..].parse().unwrap();
+    let ends = path.groups.first().map(number).zip(path.groups.last().map(number));
+    (ends, path.everyone, static_pattern(path))
 }
 
 fn static_pattern(path: &authz::Path) -> &'static str {

@@ -252,3 +252,24 @@ async fn reach_is_the_closure_joined_with_the_grants() {
         assert_eq!(differing, 0, "after: {statement}");
     }
 }
+
+#[tokio::test]
+async fn a_group_named_by_hand_with_what_nobody_can_type_is_explained_like_any_other() {
+    let (_database, pool) = support::database().await;
+    small_world(&pool).await;
+    sql(
+        &pool,
+        "insert into authz.users (user_id, user_name) values (900, 'odd');
+         insert into authz.groups (group_id, group_name) values (900, E'no\\u00a0break'), (901, E'no\\u00a0break\\u00a0above');
+         insert into authz.group_groups values (901, 900);
+         insert into authz.group_users values (900, 900);
+         insert into authz.actions values ('odd.one'), ('odd.two');
+         insert into authz.group_actions (group_id, action_name) values (901, 'odd.one'), (900, 'odd.two')",
+    )
+    .await;
+    let allowed = authz::explain(&pool, &user("odd"), &action("odd.one")).await.unwrap();
+    let groups: Vec<_> = allowed.paths[0].groups.iter().map(ToString::to_string).collect();
+    assert_eq!(groups, ["no\u{a0}break", "no\u{a0}break\u{a0}above"]);
+    let denied = authz::explain(&pool, &user("u1"), &action("odd.two")).await.unwrap();
+    assert_eq!(denied.would_allow[0].to_string(), "no\u{a0}break");
+}
