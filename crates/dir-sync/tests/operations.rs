@@ -43,6 +43,21 @@ async fn json_log_is_one_object_a_line_and_ends_with_the_run() {
 }
 
 #[tokio::test]
+async fn terminal_shows_how_far_the_crawl_is_in_one_line_that_is_gone_at_the_end() {
+    const CLEAR: &str = "\r\u{1b}[2K";
+    let (database, _pool) = database().await;
+    let (_folder, path) = org().write();
+    let run = ask("run", &database).option("--directory", MAIN).file(&path).option("--log", "off");
+    let (code, sent) = run.output_on_terminal().await;
+    assert_eq!(code, Some(0), "{sent:?}");
+    let drawn: Vec<_> = sent.split(CLEAR).collect();
+    assert!(drawn.len() > 2 && drawn.concat().contains(" groups, 2 users, "), "{sent:?}");
+    assert!(drawn.iter().all(|line| !line.contains('\n')), "one line: {sent:?}");
+    assert!(sent.ends_with(CLEAR), "gone at the end: {sent:?}");
+    assert_eq!(run.output().await.stderr, "", "nothing where nobody looks");
+}
+
+#[tokio::test]
 async fn history_and_freshness_are_told() {
     let (database, pool) = database().await;
     let stale = ask("status", &database).option("--max-age", "1h").output().await;

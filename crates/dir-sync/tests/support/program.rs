@@ -1,10 +1,12 @@
 //! The `dir-sync` program as a child process.
 
 use std::ffi::OsString;
+use std::io::Read;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::Value;
 
 use super::Workspace;
@@ -72,6 +74,27 @@ impl Program {
     /// Runs it to its end.
     pub(crate) async fn output(&self) -> Outcome {
         self.spawn().output().await
+    }
+
+    /// Runs it to its end with a terminal as standard error; gives its exit code and what the terminal was sent.
+    pub(crate) async fn output_on_terminal(&self) -> (Option<i32>, String) {
+        let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&terminal).unwrap();
+        unlockpt(&terminal).unwrap();
+        let name = ptsname(&terminal, Vec::new()).unwrap();
+        let theirs = std::fs::OpenOptions::new().write(true).open(name.to_str().unwrap()).unwrap();
+        let mut command = self.command();
+        let mut child = Running(Some(command.stdout(Stdio::null()).stderr(theirs).spawn().unwrap()));
+        // Ours is the only one left when the program ends: reading then ends, with an error on Linux.
+        drop(command);
+        tokio::task::spawn_blocking(move || {
+            let (mut terminal, mut sent) = (std::fs::File::from(terminal), Vec::new());
+            let _ = terminal.read_to_end(&mut sent);
+            let code = child.0.take().unwrap().wait().unwrap().code();
+            (code, String::from_utf8(sent).unwrap())
+        })
+        .await
+        .unwrap()
     }
 
     /// Starts it.
