@@ -37,8 +37,8 @@ fn code<T>(result: Result<T, sqlx::Error>) -> Option<String> {
     Some(
         error
             .as_database_error()
-            .and_then(|error| error.code())
-            .map(|code| code.into_owned())
+            .and_then(sqlx::error::DatabaseError::code)
+            .map(std::borrow::Cow::into_owned)
             .unwrap_or_default(),
     )
 }

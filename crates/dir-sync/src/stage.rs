@@ -33,7 +33,7 @@ pub(crate) async fn stage(
         match batch {
             Batch::Users(users) => run.stage_users(&users.into_iter().map(user).collect::<Vec<_>>()).await?,
             Batch::Groups(groups) => {
-                run.stage_groups(&groups.into_iter().map(group).collect::<Vec<_>>()).await?
+                run.stage_groups(&groups.into_iter().map(group).collect::<Vec<_>>()).await?;
             }
             Batch::Members { group_id, members } => {
                 let customers = members.iter().filter(|member| member.kind == MemberKind::Customer);

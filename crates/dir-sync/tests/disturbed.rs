@@ -1,6 +1,12 @@
 //! A group is compared with the mirror before the plan holds it still: what somebody changes in between is noticed.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test may stop"
+)]
 
 mod support;
 
