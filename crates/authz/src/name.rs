@@ -72,7 +72,12 @@ fn canonical(kind: &'static str, text: &str) -> Result<String, NameError> {
     if name.len() > MAX_NAME_BYTES {
         return Err(NameError::TooLong { kind, length: name.len(), limit: MAX_NAME_BYTES });
     }
-    if name.chars().any(|c| c.is_whitespace() || c.is_control()) {
+    let spaced = if name.is_ascii() {
+        name.bytes().any(|byte| byte <= b' ' || byte == 0x7f)
+    } else {
+        name.chars().any(|c| c.is_whitespace() || c.is_control())
+    };
+    if spaced {
         return Err(NameError::Space { kind, text: text.escape_debug().to_string() });
     }
     Ok(name)

@@ -26,6 +26,10 @@ const TAKING_A_LEASE: Duration = Duration::from_secs(2);
 /// Between two interrupts: what is interrupted between two statements goes on to the next one.
 const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
 
+/// Why a group keeps its members though they were listed.
+const DISTURBED: &str =
+    "somebody else changed its members while they were listed; the next run lists them again";
+
 /// A sync of one directory from one source.
 #[derive(Clone)]
 pub struct DirectorySync {
@@ -206,7 +210,11 @@ impl DirectorySync {
             })
         };
         match self.unless_stopped(&interrupt, planned).await {
-            Ok(planned) => Ok(planned),
+            Ok(planned) => {
+                let disturbed = planned.plan().disturbed_groups.iter();
+                report.incomplete.extend(disturbed.map(|group| (group.clone(), DISTURBED.to_owned())));
+                Ok(planned)
+            }
             Err(error) => {
                 if let Some(run) = failed {
                     give_up(run, &error, self.source.calls()).await;

@@ -31,14 +31,17 @@ pub(crate) async fn stage(
     let mut everyone: HashMap<String, Everyone> = HashMap::new();
     while let Some(batch) = batches.recv().await {
         match batch {
-            Batch::Users(users) => run.stage_users(&users.iter().map(user).collect::<Vec<_>>()).await?,
-            Batch::Groups(groups) => run.stage_groups(&groups.iter().map(group).collect::<Vec<_>>()).await?,
+            Batch::Users(users) => run.stage_users(&users.into_iter().map(user).collect::<Vec<_>>()).await?,
+            Batch::Groups(groups) => {
+                run.stage_groups(&groups.into_iter().map(group).collect::<Vec<_>>()).await?;
+            }
             Batch::Members { group_id, members } => {
                 let customers = members.iter().filter(|member| member.kind == MemberKind::Customer);
                 for customer in customers {
                     everyone.entry(group_id.clone()).or_default().of.push(customer.id.clone());
                 }
-                run.stage_members(&group_id, &members.iter().filter_map(member).collect::<Vec<_>>()).await?;
+                run.stage_members(&group_id, &members.into_iter().filter_map(member).collect::<Vec<_>>())
+                    .await?;
             }
             Batch::Listed { group_id } => match everyone.get_mut(&group_id) {
                 Some(waiting) => waiting.listed = true,
@@ -76,33 +79,33 @@ struct Everyone {
     listed: bool,
 }
 
-fn user(user: &User) -> StagedUser {
+fn user(user: User) -> StagedUser {
     StagedUser {
-        external_id: user.id.clone(),
         name: UserName::parse(&user.email).ok(),
-        display_name: user.display_name.clone(),
+        external_id: user.id,
+        display_name: user.display_name,
         suspended: user.suspended,
     }
 }
 
-fn group(group: &Group) -> StagedGroup {
+fn group(group: Group) -> StagedGroup {
     StagedGroup {
-        external_id: group.id.clone(),
         name: GroupName::parse(&group.email).ok(),
-        display_name: group.name.clone(),
-        description: group.description.clone(),
+        external_id: group.id,
+        display_name: group.name,
+        description: group.description,
     }
 }
 
 /// `None` for a type that nobody knows (the crawl counts those), and for everyone, who are staged at the end.
-fn member(member: &Member) -> Option<StagedMember> {
-    match &member.kind {
+fn member(member: Member) -> Option<StagedMember> {
+    match member.kind {
         MemberKind::User => Some(StagedMember::User {
-            external_id: member.id.clone(),
+            external_id: member.id,
             name: member.email.as_deref().and_then(|email| UserName::parse(email).ok()),
             role: role(&member.role),
         }),
-        MemberKind::Group => Some(StagedMember::Group { external_id: member.id.clone() }),
+        MemberKind::Group => Some(StagedMember::Group { external_id: member.id }),
         MemberKind::Customer | MemberKind::Other(_) => None,
     }
 }
@@ -126,11 +129,11 @@ mod tests {
 
     #[test]
     fn owners_are_members_and_unknown_types_are_not() {
-        let owner = member(&sent(MemberKind::User, "1"));
+        let owner = member(sent(MemberKind::User, "1"));
         assert_eq!(
             owner,
             Some(StagedMember::User { external_id: "1".into(), name: None, role: Role::Owner })
         );
-        assert_eq!(member(&sent(MemberKind::Other("BOT".into()), "1")), None);
+        assert_eq!(member(sent(MemberKind::Other("BOT".into()), "1")), None);
     }
 }

@@ -215,12 +215,15 @@ async fn staging_lost_in_a_crash_is_not_absence() {
     for lost in [
         "delete from authz.sync_stage_users where external_id = '2'",
         "delete from authz.sync_stage_groups",
-        "delete from authz.sync_stage_members where member_external_id = '1'",
+        "delete from authz.sync_stage_members
+         where member_external_id = (select max(member_external_id) from authz.sync_stage_members)",
+        "insert into authz.sync_stage_gone_members (run_id, group_external_id, user_id)
+         select run_id, external_id, 1 from authz.sync_stage_groups limit 1",
         "truncate authz.sync_stage_users, authz.sync_stage_groups, authz.sync_stage_members",
     ] {
         let run = begin(&pool, MAIN).await.unwrap();
         // Other users than before, or they would not be staged; so many members that they do not wait for the plan.
-        stage_called(&run, "changed", 10_000).await;
+        stage_called(&run, "changed", 40_000).await;
         let run_id = run.id();
         execute(&pool, lost).await;
         let (run, error) = run.plan(PlanOptions::default()).await.unwrap_err();

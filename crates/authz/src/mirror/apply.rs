@@ -5,14 +5,18 @@ use sqlx::PgConnection;
 
 use super::Planned;
 use super::lease::{Closing, close};
+use super::plan::BULK;
 use super::remember::remember;
-use super::report::Plan;
+use super::report::{Plan, Tally};
 use super::stage::storable;
 use crate::audit::line::{ERROR_LIMIT, shorten};
 use crate::audit::{self, Actor, Outcome, Record};
 use crate::decision::Revision;
 use crate::error::Error;
 use crate::revision;
+
+/// Up to so many planned rows are looked up in the mirror one by one.
+const LOOKED_UP: u64 = 50_000;
 
 impl Planned {
     /// Carries the plan out, records the run, and gives the lease back: all of it, or nothing. A plan
@@ -38,9 +42,23 @@ impl Planned {
             .fetch_one(&mut *self.tx)
             .await?;
             audit::act_as(&mut self.tx, actor).await?;
+            // A few rows out of much that was staged are looked up in the mirror by its keys.
+            let counts = &self.plan.counts;
+            let rows: u64 = [counts.users, counts.groups, counts.memberships]
+                .iter()
+                .map(|tally| tally.added + tally.removed + tally.changed)
+                .sum();
+            let look_up = self.run.staged.rows() > BULK && rows <= LOOKED_UP;
+            if look_up {
+                set_nested_loops(&mut self.tx, "on").await?;
+            }
             apply_users(&mut self.tx, self.run.run_id).await?;
             apply_groups(&mut self.tx, self.run.run_id, self.run.directory_id).await?;
-            apply_memberships(&mut self.tx, self.run.run_id, self.run.directory_id).await?;
+            let planned = self.plan.counts.memberships;
+            apply_memberships(&mut self.tx, self.run.run_id, self.run.directory_id, planned).await?;
+            if look_up {
+                set_nested_loops(&mut self.tx, "off").await?;
+            }
         }
         remember(&mut self.tx, self.run.run_id, self.run.directory_id).await?;
         let status = match (message, changes) {
@@ -99,6 +117,13 @@ impl Planned {
         let revision = revision::commit(tx).await?;
         Ok((plan, revision))
     }
+}
+
+async fn set_nested_loops(tx: &mut PgConnection, setting: &str) -> Result<(), Error> {
+    sqlx::query!(r#"select set_config('enable_nestloop', $1, true) as "set!""#, setting)
+        .fetch_one(tx)
+        .await?;
+    Ok(())
 }
 
 /// Removals first, then all changes in one statement (which may swap names), then what is new: so a name is
@@ -192,89 +217,101 @@ async fn apply_groups(tx: &mut PgConnection, run_id: i64, directory_id: i32) -> 
     Ok(())
 }
 
-async fn apply_memberships(tx: &mut PgConnection, run_id: i64, directory_id: i32) -> Result<(), Error> {
-    sqlx::query!(
-        r#"
-        delete from authz.group_users m using authz.sync_plan_members p
-        where p.run_id = $1 and p.op = 'remove' and p.kind = 'user' and m.group_id = p.group_id and m.user_id = p.member_id
-        "#,
-        run_id,
-    )
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query!(
-        r#"
-        update authz.group_users m set role = p.role from authz.sync_plan_members p
-        where p.run_id = $1 and p.op = 'change' and p.kind = 'user' and m.group_id = p.group_id and m.user_id = p.member_id
-        "#,
-        run_id,
-    )
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query!(
-        r#"
-        insert into authz.group_users (group_id, user_id, role)
-        select g.group_id, u.user_id, p.role
-        from authz.sync_plan_members p
-        join authz.groups g on g.directory_id = $2 and g.external_id = p.group_external_id
-        join authz.users u on u.external_id = p.member_external_id
-        where p.run_id = $1 and p.op = 'add' and p.kind = 'user'
-        order by g.group_id, u.user_id
-        on conflict do nothing
-        "#,
-        run_id,
-        directory_id,
-    )
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query!(
-        r#"
-        delete from authz.group_groups m using authz.sync_plan_members p
-        where p.run_id = $1 and p.op = 'remove' and p.kind = 'group'
-          and m.parent_group_id = p.group_id and m.child_group_id = p.member_id
-        "#,
-        run_id,
-    )
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query!(
-        r#"
-        insert into authz.group_groups (parent_group_id, child_group_id)
-        select g.group_id, c.group_id
-        from authz.sync_plan_members p
-        join authz.groups g on g.directory_id = $2 and g.external_id = p.group_external_id
-        join authz.groups c on c.directory_id = $2 and c.external_id = p.member_external_id
-        where p.run_id = $1 and p.op = 'add' and p.kind = 'group'
-        on conflict do nothing
-        "#,
-        run_id,
-        directory_id,
-    )
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query!(
-        r#"
-        delete from authz.group_directories m using authz.sync_plan_members p
-        where p.run_id = $1 and p.op = 'remove' and p.kind = 'everyone'
-          and m.group_id = p.group_id and m.directory_id = p.member_id
-        "#,
-        run_id,
-    )
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query!(
-        r#"
-        insert into authz.group_directories (group_id, directory_id)
-        select g.group_id, $2
-        from authz.sync_plan_members p
-        join authz.groups g on g.directory_id = $2 and g.external_id = p.group_external_id
-        where p.run_id = $1 and p.op = 'add' and p.kind = 'everyone'
-        on conflict do nothing
-        "#,
-        run_id,
-        directory_id,
-    )
-    .execute(tx)
-    .await?;
+/// Removals, then changes, then what is new.
+async fn apply_memberships(
+    tx: &mut PgConnection,
+    run_id: i64,
+    directory_id: i32,
+    planned: Tally,
+) -> Result<(), Error> {
+    if planned.removed > 0 {
+        sqlx::query!(
+            r#"
+            delete from authz.group_users m using authz.sync_plan_members p
+            where p.run_id = $1 and p.op = 'remove' and p.kind = 'user' and m.group_id = p.group_id and m.user_id = p.member_id
+            "#,
+            run_id,
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            r#"
+            delete from authz.group_groups m using authz.sync_plan_members p
+            where p.run_id = $1 and p.op = 'remove' and p.kind = 'group'
+              and m.parent_group_id = p.group_id and m.child_group_id = p.member_id
+            "#,
+            run_id,
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            r#"
+            delete from authz.group_directories m using authz.sync_plan_members p
+            where p.run_id = $1 and p.op = 'remove' and p.kind = 'everyone'
+              and m.group_id = p.group_id and m.directory_id = p.member_id
+            "#,
+            run_id,
+        )
+        .execute(&mut *tx)
+        .await?;
+    }
+    if planned.changed > 0 {
+        sqlx::query!(
+            r#"
+            update authz.group_users m set role = p.role from authz.sync_plan_members p
+            where p.run_id = $1 and p.op = 'change' and p.kind = 'user' and m.group_id = p.group_id and m.user_id = p.member_id
+            "#,
+            run_id,
+        )
+        .execute(&mut *tx)
+        .await?;
+    }
+    if planned.added > 0 {
+        sqlx::query!(
+            r#"
+            insert into authz.group_users (group_id, user_id, role)
+            select g.group_id, u.user_id, p.role
+            from authz.sync_plan_members p
+            join authz.groups g on g.directory_id = $2 and g.external_id = p.group_external_id
+            join authz.users u on u.external_id = p.member_external_id
+            where p.run_id = $1 and p.op = 'add' and p.kind = 'user'
+            order by g.group_id, u.user_id
+            on conflict do nothing
+            "#,
+            run_id,
+            directory_id,
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            r#"
+            insert into authz.group_groups (parent_group_id, child_group_id)
+            select g.group_id, c.group_id
+            from authz.sync_plan_members p
+            join authz.groups g on g.directory_id = $2 and g.external_id = p.group_external_id
+            join authz.groups c on c.directory_id = $2 and c.external_id = p.member_external_id
+            where p.run_id = $1 and p.op = 'add' and p.kind = 'group'
+            on conflict do nothing
+            "#,
+            run_id,
+            directory_id,
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            r#"
+            insert into authz.group_directories (group_id, directory_id)
+            select g.group_id, $2
+            from authz.sync_plan_members p
+            join authz.groups g on g.directory_id = $2 and g.external_id = p.group_external_id
+            where p.run_id = $1 and p.op = 'add' and p.kind = 'everyone'
+            on conflict do nothing
+            "#,
+            run_id,
+            directory_id,
+        )
+        .execute(&mut *tx)
+        .await?;
+    }
     Ok(())
 }

@@ -143,7 +143,8 @@ pub async fn missing_privileges(executor: impl PgExecutor<'_>) -> Result<Vec<Str
             ('sync_leases', array['select', 'insert', 'update', 'delete']),
             ('sync_stage_users', array['select', 'insert', 'delete']),
             ('sync_stage_groups', array['select', 'insert', 'update', 'delete']),
-            ('sync_stage_members', array['select', 'insert', 'delete'])
+            ('sync_stage_members', array['select', 'insert', 'delete']),
+            ('sync_stage_gone_members', array['select', 'insert', 'delete'])
         ) as needed (table_name, privileges), unnest(privileges) as privilege
         where not has_table_privilege(format('authz.%I', table_name), privilege)
         union all

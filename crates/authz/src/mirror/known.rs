@@ -17,6 +17,16 @@ pub(super) struct KnownUsers {
     /// Sorted by fingerprint.
     users: Vec<(u128, i64)>,
     seen: Vec<bool>,
+    /// Sorted by fingerprint.
+    ids: Vec<KnownId>,
+}
+
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct KnownId {
+    /// Of the directory's id alone.
+    print: u128,
+    user_id: i64,
+    name: u64,
 }
 
 /// Keyed anew in each process, so nobody can prepare two users of one fingerprint.
@@ -27,6 +37,18 @@ impl Hasher {
     fn fingerprint(&self, id: &str, name: &str, display_name: &str, status: &str) -> u128 {
         let user = (id, name, display_name, status);
         (u128::from(self.0.hash_one(user)) << 64) | u128::from(self.1.hash_one(user))
+    }
+
+    fn of_id(&self, id: &str) -> u128 {
+        (u128::from(self.0.hash_one(id)) << 64) | u128::from(self.1.hash_one(id))
+    }
+
+    fn of_name(&self, name: &str) -> u64 {
+        self.0.hash_one(name)
+    }
+
+    fn known(&self, user_id: i64, id: &str, name: &str) -> KnownId {
+        KnownId { print: self.of_id(id), user_id, name: self.of_name(name) }
     }
 }
 
@@ -54,10 +76,11 @@ impl KnownUsers {
             while let Some(piece) = pieces.try_next().await? {
                 rows.feed(&piece, |[user_id, id, name, display_name, status]| {
                     // A row without an id of the directory's is never listed.
-                    let id = id.text_or_null()?.unwrap_or_default();
-                    let print =
-                        known.hasher.fingerprint(id, name.text()?, display_name.text()?, status.text()?);
-                    known.users.push((print, user_id.int8()?));
+                    let (id, user_id) = (id.text_or_null()?.unwrap_or_default(), user_id.int8()?);
+                    let name = name.text()?;
+                    let print = known.hasher.fingerprint(id, name, display_name.text()?, status.text()?);
+                    known.users.push((print, user_id));
+                    known.ids.push(known.hasher.known(user_id, id, name));
                     Ok(())
                 })?;
             }
@@ -65,8 +88,27 @@ impl KnownUsers {
         rows.end()?;
         tx.commit().await?;
         known.users.sort_unstable();
+        known.ids.sort_unstable();
         known.seen = vec![false; known.users.len()];
         Ok(known)
+    }
+
+    /// The user of the directory who had this id when they were read, and whether that name, if one is given.
+    pub(super) fn find(&self, external_id: &str, name: Option<&str>) -> Option<(i64, bool)> {
+        let print = self.hasher.of_id(external_id);
+        let place = self.ids.binary_search_by_key(&print, |known| known.print).ok()?;
+        let known = self.ids.get(place).filter(|_| !external_id.is_empty())?;
+        Some((known.user_id, name.is_none_or(|name| self.hasher.of_name(name) == known.name)))
+    }
+
+    #[cfg(test)]
+    pub(super) fn of(ids: &[(i64, &str)]) -> Self {
+        let mut known = Self::default();
+        for (user_id, id) in ids {
+            known.ids.push(known.hasher.known(*user_id, id, &format!("{id}@example.com")));
+        }
+        known.ids.sort_unstable();
+        known
     }
 
     /// Whether the mirror has the user just as listed; notes that it was seen.

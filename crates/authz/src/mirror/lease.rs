@@ -69,6 +69,7 @@ pub(super) struct Staged {
     pub(super) groups: AtomicU64,
     pub(super) members: AtomicU64,
     pub(super) unseen_users: AtomicU64,
+    pub(super) gone_members: AtomicU64,
     /// Listed just as the mirror has them, and therefore not staged.
     pub(super) same_users: AtomicU64,
     pub(super) same_members: AtomicU64,
@@ -77,7 +78,7 @@ pub(super) struct Staged {
 impl Staged {
     /// Rows that are in staging.
     pub(super) fn rows(&self) -> u64 {
-        let tables = [&self.users, &self.groups, &self.members, &self.unseen_users];
+        let tables = [&self.users, &self.groups, &self.members, &self.unseen_users, &self.gone_members];
         tables.iter().map(|rows| rows.load(Ordering::Relaxed)).sum()
     }
 }
@@ -344,6 +345,7 @@ async fn clear_earlier_runs(pool: &PgPool, directory_id: i32, run_id: i64) -> Re
             select run_id from authz.sync_stage_users
             union select run_id from authz.sync_stage_groups
             union select run_id from authz.sync_stage_members
+            union select run_id from authz.sync_stage_gone_members
         ) s
         join authz.sync_runs r on r.run_id = s.run_id
         where r.directory_id = $1 and r.run_id < $2
@@ -366,6 +368,9 @@ async fn clear(connection: &mut PgConnection, runs: &[i64]) -> Result<(), Error>
         .execute(&mut *connection)
         .await?;
     sqlx::query!("delete from authz.sync_stage_members where run_id = any ($1)", runs)
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query!("delete from authz.sync_stage_gone_members where run_id = any ($1)", runs)
         .execute(&mut *connection)
         .await?;
     sqlx::query!("delete from authz.sync_stage_unseen_users where run_id = any ($1)", runs)

@@ -3,7 +3,7 @@
 
 use std::cmp::Ordering;
 
-use sha2::{Digest, Sha256};
+use ring::digest;
 
 use super::stage::StagedMember;
 use crate::group::Role;
@@ -54,7 +54,11 @@ impl Members {
         // A text of four gigabytes never comes together: long listings are staged as they come.
         let Ok(start) = u32::try_from(self.text.len()) else { return };
         // Postgres takes every character in a text but NUL.
-        self.text.extend(id.chars().filter(|c| *c != '\0'));
+        if id.contains('\0') {
+            self.text.extend(id.chars().filter(|c| *c != '\0'));
+        } else {
+            self.text.push_str(id);
+        }
         let id = u32::try_from(self.text.len()).unwrap_or(u32::MAX) - start;
         // A name has at most 320 bytes.
         let name = name.and_then(|name| {
@@ -101,20 +105,36 @@ impl Members {
     ///
     /// `None` if what they stand for depends on more than themselves: on whose everyone it is.
     pub(super) fn digest(&self, include_external: bool) -> Option<[u8; 32]> {
-        let mut hash = Sha256::new();
-        hash.update([1, u8::from(include_external)]); // the first byte is the version of this form
+        let mut form = Vec::with_capacity(2 + self.text.len() + 9 * self.rows.len());
+        form.extend([2, u8::from(include_external)]); // the first byte is the version of this form
         for row in &self.rows {
             if row.kind == Kind::Everyone {
                 return None;
             }
             let Staged { id, name, .. } = self.staged(row);
-            hash.update([row.kind as u8, row.role as u8, u8::from(name.is_some())]);
-            for part in [id, name.unwrap_or_default()] {
-                hash.update((part.len() as u64).to_be_bytes());
-                hash.update(part.as_bytes());
-            }
+            form.extend([row.kind as u8, row.role as u8, u8::from(name.is_some())]);
+            form.extend(row.id.to_be_bytes());
+            form.extend(row.name.unwrap_or_default().to_be_bytes());
+            form.extend(id.as_bytes());
+            form.extend(name.unwrap_or_default().as_bytes());
         }
-        Some(hash.finalize().into())
+        digest::digest(&digest::SHA256, &form).as_ref().try_into().ok()
+    }
+
+    /// Keeps the users for whom `keep` says so, and whoever is no user.
+    pub(super) fn retain_users(&mut self, mut keep: impl FnMut(&Staged<'_>, Role) -> bool) {
+        let mut kept = Self::default();
+        for row in &self.rows {
+            if row.kind == Kind::User && !keep(&self.staged(row), row.role) {
+                continue;
+            }
+            let (start, length) =
+                (row.start as usize, row.id as usize + usize::from(row.name.unwrap_or_default()));
+            let Ok(place) = u32::try_from(kept.text.len()) else { continue };
+            kept.text.push_str(self.text.get(start..start + length).unwrap_or_default());
+            kept.rows.push(Row { start: place, ..*row });
+        }
+        *self = kept;
     }
 
     /// All of them.

@@ -12,7 +12,7 @@ use super::{Interrupt, LEASE_TTL, Run, plan_memberships};
 use crate::error::Error;
 
 /// From so many staged rows on, tables are joined as a whole.
-const BULK: u64 = 10_000;
+pub(super) const BULK: u64 = 10_000;
 
 /// What a sync is asked to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -97,6 +97,7 @@ impl Run {
         )
         .fetch_one(&mut *tx)
         .await?;
+        let disturbed_groups = self.set_disturbed_aside(&mut tx).await?;
         self.stage_remembered(&mut tx).await?;
         self.plan_listed_users(&mut tx, options).await?;
         if options.include_external {
@@ -120,6 +121,7 @@ impl Run {
         }
         let mut plan = self.read_plan(&mut tx, listed).await?;
         plan.withheld = withheld;
+        plan.disturbed_groups = disturbed_groups;
         if !plan.is_empty() {
             plan.actions = self.action_changes(&mut tx).await?;
         }
@@ -190,19 +192,21 @@ impl Run {
             select (select count(*) from authz.sync_stage_users where run_id = $1) as "users!",
                    (select count(*) from authz.sync_stage_groups where run_id = $1) as "groups!",
                    (select count(*) from authz.sync_stage_members where run_id = $1) as "memberships!",
-                   (select count(*) from authz.sync_stage_unseen_users where run_id = $1) as "unseen_users!"
+                   (select count(*) from authz.sync_stage_unseen_users where run_id = $1) as "unseen_users!",
+                   (select count(*) from authz.sync_stage_gone_members where run_id = $1) as "gone_members!"
             "#,
             self.run_id,
         )
         .fetch_one(tx)
         .await?;
-        let found = [row.users, row.groups, row.memberships, row.unseen_users].map(count);
+        let found = [row.users, row.groups, row.memberships, row.unseen_users, row.gone_members].map(count);
         let staged = &self.staged;
-        let sent = [&staged.users, &staged.groups, &staged.members, &staged.unseen_users];
+        let sent =
+            [&staged.users, &staged.groups, &staged.members, &staged.unseen_users, &staged.gone_members];
         if found != sent.map(|rows| rows.load(Ordering::Relaxed)) {
             return Err(Error::StagingLost { run_id: self.run_id });
         }
-        let [users, groups, memberships, _] = found;
+        let [users, groups, memberships, ..] = found;
         Ok(Totals {
             users: users + staged.same_users.load(Ordering::Relaxed),
             groups,

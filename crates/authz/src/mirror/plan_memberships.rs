@@ -2,6 +2,7 @@
 
 use sqlx::PgConnection;
 
+use super::Run;
 use crate::error::Error;
 
 /// Fills `sync_plan_members`. To be called when users and groups are planned, since a membership needs both.
@@ -28,9 +29,10 @@ pub(super) async fn compare(
         ),
         mirror_group as (
             -- Groups that are there, those included that the plan adopts. All memberships are compared of those that are
-            -- listed or go; of the others only what is staged, or goes with a user or group that goes.
+            -- staged as a whole or go; of the others only what is staged, or goes with a user or group that goes.
             select g.group_id, coalesce(p.external_id, g.external_id, 'group ' || g.group_id) as external_id,
-                   s.external_id is null or (s.members_complete and s.members_listed) as whole
+                   s.external_id is null or (s.members_complete and s.members_listed) as listed,
+                   s.external_id is null or (s.members_complete and s.members_listed and s.members_basis is null) as whole
             from authz.groups g
             left join authz.sync_plan_groups p on p.run_id = $1 and p.group_id = g.group_id
             left join authz.sync_stage_groups s on s.run_id = $1 and s.external_id = coalesce(p.external_id, g.external_id)
@@ -52,11 +54,13 @@ pub(super) async fn compare(
             from (
                 select user_id from going_user
                 union
+                select user_id from authz.sync_stage_gone_members where run_id = $1
+                union
                 select u.user_id
                 from authz.sync_stage_groups s
                 join authz.sync_stage_members m on m.run_id = $1 and m.group_external_id = s.external_id and m.kind = 'user'
                 join authz.users u on u.external_id = m.member_external_id
-                where s.run_id = $1 and not s.members_listed
+                where s.run_id = $1 and (not s.members_listed or s.members_basis is not null)
             ) looked_at
             join authz.group_users gu on gu.user_id = looked_at.user_id
             join mirror_group g on g.group_id = gu.group_id and not g.whole
@@ -91,21 +95,23 @@ pub(super) async fn compare(
             select g.external_id as group_external_id, 'user' as kind,
                    coalesce(p.external_id, u.external_id, 'user ' || u.user_id) as member_external_id,
                    g.role, g.group_id, u.user_id as member_id,
-                   g.whole or exists (select from going_user x where x.user_id = u.user_id) as going
+                   g.whole or gone.user_id is not null or exists (select from going_user x where x.user_id = u.user_id) as going
             from mirror_user_member g
             join authz.users u on u.user_id = g.user_id
+            left join authz.sync_stage_gone_members gone
+                on gone.run_id = $1 and gone.group_external_id = g.external_id and gone.user_id = g.user_id
             left join authz.sync_plan_users p on p.run_id = $1 and p.user_id = u.user_id
             union all
             select g.external_id, 'group', coalesce(m.external_id, 'group ' || gg.child_group_id), 'member',
                    g.group_id, gg.child_group_id,
-                   g.whole or exists (select from going_group x where x.group_id = gg.child_group_id)
+                   g.listed or exists (select from going_group x where x.group_id = gg.child_group_id)
             from mirror_group g
             join authz.group_groups gg on gg.parent_group_id = g.group_id
             left join mirror_group m on m.group_id = gg.child_group_id
             union all
             select g.external_id, 'everyone',
                    case when gd.directory_id = $2 then 'everyone' else 'directory ' || gd.directory_id end, 'member',
-                   g.group_id, gd.directory_id, g.whole
+                   g.group_id, gd.directory_id, g.listed
             from mirror_group g
             join authz.group_directories gd on gd.group_id = g.group_id
         )
@@ -129,4 +135,39 @@ pub(super) async fn compare(
     .execute(tx)
     .await?;
     Ok(())
+}
+
+impl Run {
+    /// Takes the compared groups out whose members, or members' ids, were changed since: they keep what they have. Says which.
+    ///
+    /// To be called under the lock on the revision: from there on nothing else changes them.
+    pub(super) async fn set_disturbed_aside(&self, tx: &mut PgConnection) -> Result<Vec<String>, Error> {
+        Ok(sqlx::query_scalar!(
+            r#"
+            with disturbed as (
+                update authz.sync_stage_groups s
+                set members_complete = false, members_listed = false, members_digest = null, members_basis = null
+                where s.run_id = $1 and s.members_basis is not null
+                  and not exists (select from authz.groups g
+                                  join authz.group_digests d on d.group_id = g.group_id
+                                  where g.directory_id = $2 and g.external_id = s.external_id and g.status = 'active'
+                                    and d.digest = s.members_basis)
+                returning s.external_id, coalesce(s.group_name, s.external_id) as group_name
+            ),
+            members as (
+                delete from authz.sync_stage_members m using disturbed d
+                where m.run_id = $1 and m.group_external_id = d.external_id
+            ),
+            gone as (
+                delete from authz.sync_stage_gone_members m using disturbed d
+                where m.run_id = $1 and m.group_external_id = d.external_id
+            )
+            select group_name as "group_name!" from disturbed order by 1
+            "#,
+            self.run_id,
+            self.directory_id,
+        )
+        .fetch_all(tx)
+        .await?)
+    }
 }

@@ -24,9 +24,7 @@ impl Run {
                 (select count(*) filter (where op = 'add') from authz.sync_plan_groups where run_id = $1) as "groups_added!",
                 (select count(*) filter (where op = 'remove') from authz.sync_plan_groups where run_id = $1) as "groups_removed!",
                 (select count(*) filter (where op = 'change') from authz.sync_plan_groups where run_id = $1) as "groups_changed!",
-                (select count(*) filter (where op = 'add') from authz.sync_plan_members where run_id = $1) as "memberships_added!",
-                (select count(*) filter (where op = 'remove') from authz.sync_plan_members where run_id = $1) as "memberships_removed!",
-                (select count(*) filter (where op = 'change') from authz.sync_plan_members where run_id = $1) as "memberships_changed!",
+                m.added as "memberships_added!", m.removed as "memberships_removed!", m.changed as "memberships_changed!",
                 (select count(*) from authz.users where directory_id = $2 and status <> 'deleted') as "users!",
                 (select count(*) from authz.groups where directory_id = $2 and status <> 'deleted') as "groups!",
                 (select coalesce(sum(coalesce(d.members, (select count(*) from authz.group_users m where m.group_id = g.group_id)
@@ -47,6 +45,9 @@ impl Run {
                  where m.run_id = $1 and m.kind = 'group'
                    and not exists (select from authz.sync_stage_groups s where s.run_id = $1 and s.external_id = m.member_external_id))
                     as "external_groups!"
+            from (select count(*) filter (where op = 'add') as added, count(*) filter (where op = 'remove') as removed,
+                         count(*) filter (where op = 'change') as changed
+                  from authz.sync_plan_members where run_id = $1) m
             "#,
             self.run_id,
             self.directory_id,
@@ -87,6 +88,7 @@ impl Run {
             shrinking: self.shrinking(&mut *tx).await?,
             actions: ActionChanges::default(),
             withheld: Totals::default(),
+            disturbed_groups: Vec::new(),
         })
     }
 
@@ -104,8 +106,16 @@ impl Run {
                                          old_description, new_description)::text
                 from authz.sync_plan_groups where run_id = $1
                 union all
-                select jsonb_build_array('member', group_external_id, kind, member_external_id, op, role)::text
-                from authz.sync_plan_members where run_id = $1
+                -- A group's members by one hash of their own: a text of all of them would have no room in a large plan. The
+                -- length says where an id ends, whatever is in it.
+                select jsonb_build_array('members', group_external_id,
+                                         encode(sha256(convert_to(string_agg(line, E'\n' order by line), 'UTF8')), 'hex'))::text
+                from (
+                    select group_external_id,
+                           concat_ws(' ', kind, op, role, octet_length(member_external_id), member_external_id) collate "C" as line
+                    from authz.sync_plan_members where run_id = $1
+                ) m
+                group by group_external_id
             ) changes
             "#,
             self.run_id,
@@ -216,17 +226,17 @@ impl Run {
     async fn shrinking(&self, tx: &mut PgConnection) -> Result<Vec<Shrinking>, Error> {
         let rows = sqlx::query!(
             r#"
-            select g.group_name, s.going as "going!",
-                   (select count(*) from authz.sync_plan_members p
-                    where p.run_id = $1 and p.op = 'add' and p.group_external_id = s.external_id) as "coming!",
+            select g.group_name, s.going as "going!", s.coming as "coming!",
                    (select count(*) from authz.group_users m where m.group_id = g.group_id)
                    + (select count(*) from authz.group_groups m where m.parent_group_id = g.group_id)
                    + (select count(*) from authz.group_directories m where m.group_id = g.group_id) as "before!"
             from (
-                select p.group_id, p.group_external_id as external_id, count(*) as going
+                select max(p.group_id) as group_id, count(*) filter (where p.op = 'remove') as going,
+                       count(*) filter (where p.op = 'add') as coming
                 from authz.sync_plan_members p
-                where p.run_id = $1 and p.op = 'remove'
-                group by p.group_id, p.group_external_id
+                where p.run_id = $1
+                group by p.group_external_id
+                having count(*) filter (where p.op = 'remove') > 0
             ) s
             join authz.groups g on g.group_id = s.group_id
             where not exists (select from authz.sync_plan_groups p

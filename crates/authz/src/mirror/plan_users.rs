@@ -159,6 +159,8 @@ impl Run {
                    u.status, null
             from authz.users u
             where u.directory_id is null and u.status = 'external'
+              -- As long as there is nobody, memberships are not looked through.
+              and (select exists (select from authz.users e where e.directory_id is null and e.status = 'external'))
               and exists (select from authz.group_users gu join authz.groups g on g.group_id = gu.group_id
                           where gu.user_id = u.user_id and g.directory_id = $2)
               and not exists (select from authz.sync_plan_users p where p.run_id = $1 and p.user_id = u.user_id)

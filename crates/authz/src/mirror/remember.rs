@@ -13,17 +13,18 @@ impl Run {
         sqlx::query!(
             r#"
             with same as (
-                select s.external_id, g.group_id
+                -- Compared groups too: those of their members who are as listed are not staged either.
+                select s.external_id, g.group_id, s.members_listed as compared
                 from authz.sync_stage_groups s
                 join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id
-                where s.run_id = $1 and s.members_complete and not s.members_listed
+                where s.run_id = $1 and s.members_complete and (not s.members_listed or s.members_basis is not null)
             ),
             outsider as (
                 select same.external_id as group_external_id, o.kind, o.external_id, o.member_name, o.role
                 from authz.group_outsiders o
-                join same on same.group_id = o.group_id
+                join same on same.group_id = o.group_id and not same.compared
             ),
-            left_behind as (
+            left_behind as materialized (
                 select same.external_id as group_external_id, 'user' as kind, u.external_id, u.user_name as member_name, gu.role
                 from authz.sync_stage_unseen_users x
                 join authz.users u on u.user_id = x.user_id and u.external_id is not null
@@ -31,6 +32,17 @@ impl Run {
                 join same on same.group_id = gu.group_id
                 where x.run_id = $1
                   and not exists (select from authz.sync_stage_users s where s.run_id = $1 and s.external_id = u.external_id)
+                  and not exists (select from authz.sync_stage_gone_members x2
+                                  where x2.run_id = $1 and x2.group_external_id = same.external_id and x2.user_id = u.user_id)
+                  and not exists (select from authz.sync_stage_members m
+                                  where m.run_id = $1 and m.group_external_id = same.external_id
+                                    and m.kind = 'user' and m.member_external_id = u.external_id)
+            ),
+            doubtful as (
+                -- Counted among the compared ones and staged: such a group is staged as a whole next time.
+                update authz.sync_stage_groups s set members_digest = null
+                where s.run_id = $1 and s.members_basis is not null
+                  and s.external_id in (select group_external_id from left_behind)
             )
             insert into authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role)
             select distinct on (group_external_id, kind, external_id)
@@ -55,7 +67,7 @@ pub(super) async fn remember(tx: &mut PgConnection, run_id: i64, directory_id: i
     sqlx::query!(
         r#"
         with listed as (
-            select s.external_id, s.members_digest, g.group_id
+            select s.external_id, s.members_digest, s.members_same, g.group_id
             from authz.sync_stage_groups s
             join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id and g.status = 'active'
             where s.run_id = $1 and s.members_complete and s.members_listed and s.members_digest is not null
@@ -93,12 +105,12 @@ pub(super) async fn remember(tx: &mut PgConnection, run_id: i64, directory_id: i
             group by m.group_id
         )
         insert into authz.group_digests (group_id, digest, members)
-        select l.group_id, l.members_digest, coalesce(s.members, 0)
+        select l.group_id, l.members_digest, l.members_same + coalesce(s.members, 0)
         from listed l
         left join staged s on s.group_id = l.group_id
         left join user_members u on u.group_id = l.group_id
         left join other_members o on o.group_id = l.group_id
-        where coalesce(s.members, 0) = coalesce(u.members, 0) + coalesce(o.members, 0)
+        where l.members_same + coalesce(s.members, 0) = coalesce(u.members, 0) + coalesce(o.members, 0)
         on conflict (group_id) do update set digest = excluded.digest, members = excluded.members
         "#,
         run_id,

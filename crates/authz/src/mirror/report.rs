@@ -29,6 +29,8 @@ pub struct Plan {
     pub external_groups: u64,
     /// Whose members could not be listed, by name.
     pub incomplete_groups: Vec<String>,
+    /// Whose members somebody else changed while they were listed, by name. They keep what they have for this run.
+    pub disturbed_groups: Vec<String>,
     /// Users, at most [`SHOWN`]: removed ones first, then by name.
     pub users: Vec<UserChange>,
     /// Groups, at most [`SHOWN`]: removed ones first, then by name.

@@ -1,4 +1,5 @@
-//! Staging of members: a group whose listing has the digest of the last one is not staged at all.
+//! Staging of members: a group whose listing has the digest of the last one is not staged at all, and of one that had
+//! another digest only what differs from the mirror.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -6,6 +7,7 @@ use std::sync::atomic::Ordering;
 use sqlx::postgres::PgPoolCopyExt;
 
 use super::Run;
+use super::compare_members::Listing;
 use super::known::{KnownDigests, KnownUsers, load_digests};
 use super::members::Members;
 use super::stage::{StagedMember, storable};
@@ -13,6 +15,8 @@ use crate::error::Error;
 
 /// So many members go to the database at once.
 const AT_ONCE: usize = 8192;
+/// So many members are compared with the mirror at once.
+const COMPARED_AT_ONCE: usize = 32_768;
 /// Members of unfinished listings that are kept in memory; past it the longest one is staged as it comes.
 const AT_MOST: usize = 200_000;
 
@@ -24,6 +28,8 @@ pub(super) struct Staging {
     open: HashMap<String, Open>,
     finished: HashMap<String, Finished>,
     ready: Vec<(String, Members)>,
+    /// Listings that wait for a look at the mirror.
+    to_compare: Vec<Listing>,
 }
 
 /// A listing under way.
@@ -40,6 +46,8 @@ enum Finished {
     Same(u64),
     /// They are staged, and have this digest.
     Staged(Option<[u8; 32]>),
+    /// What differs is staged, of the mirror as the listing of the digest `basis` left it.
+    Compared { digest: [u8; 32], basis: [u8; 32], same: u64 },
 }
 
 impl std::fmt::Debug for Staging {
@@ -95,13 +103,25 @@ impl Run {
             staging.digests = Some(load_digests(&self.pool, self.directory_id).await?);
         }
         let known = staging.digests.as_ref().and_then(|digests| digests.get(group_external_id));
-        let finished = if digest.is_some() && digest.as_ref() == known {
-            Finished::Same(members.len() as u64)
-        } else {
-            staging.ready.push((group_external_id.to_owned(), members));
-            Finished::Staged(digest)
+        let group = group_external_id.to_owned();
+        let finished = match (digest, known.copied()) {
+            (Some(digest), Some(known)) if digest == known => Finished::Same(members.len() as u64),
+            // INVARIANT: a group is compared only if it has a digest, and what came of it counts only if it has the same
+            // one when the plan holds the revision: whatever changes its memberships, or who its members are, takes the
+            // digest away (held by `group_that_somebody_changes_after_it_was_compared_keeps_what_it_has`).
+            (Some(digest), Some(basis)) => {
+                staging.to_compare.push(Listing { group: group.clone(), members });
+                Finished::Compared { digest, basis, same: 0 }
+            }
+            _ => {
+                staging.ready.push((group.clone(), members));
+                Finished::Staged(digest)
+            }
         };
-        staging.finished.insert(group_external_id.to_owned(), finished);
+        staging.finished.insert(group, finished);
+        if staging.to_compare.iter().map(|listing| listing.members.len()).sum::<usize>() >= COMPARED_AT_ONCE {
+            self.compare(&mut staging).await?;
+        }
         if staging.ready.iter().map(|(_, members)| members.len()).sum::<usize>() >= AT_ONCE {
             self.flush(&mut staging).await?;
         }
@@ -116,10 +136,19 @@ impl Run {
         let mut staging = self.staging.lock().await;
         let spilled = staging.open.remove(group_external_id).is_some_and(|listing| listing.spilled > 0);
         let finished = staging.finished.remove(group_external_id);
-        if !spilled && !matches!(finished, Some(Finished::Staged(_))) {
+        if !spilled && !matches!(finished, Some(Finished::Staged(_) | Finished::Compared { .. })) {
             return Ok(());
         }
         staging.ready.retain(|(group, _)| group != group_external_id);
+        staging.to_compare.retain(|listing| listing.group != group_external_id);
+        let gone = sqlx::query!(
+            "delete from authz.sync_stage_gone_members where run_id = $1 and group_external_id = $2",
+            self.run_id,
+            group_external_id,
+        )
+        .execute(&self.pool)
+        .await?;
+        self.staged.gone_members.fetch_sub(gone.rows_affected(), Ordering::Relaxed);
         let done = sqlx::query!(
             "delete from authz.sync_stage_members where run_id = $1 and group_external_id = $2",
             self.run_id,
@@ -189,6 +218,7 @@ impl Run {
             self.restart_members(&group).await?;
         }
         staging = self.staging.lock().await;
+        self.compare(&mut staging).await?;
         self.flush(&mut staging).await?;
         let unseen = self.known_users(&mut staging).await?.unseen();
         sqlx::query!(
@@ -199,13 +229,23 @@ impl Run {
         .execute(&self.pool)
         .await?;
         self.staged.unseen_users.store(unseen.len() as u64, Ordering::Relaxed);
-        let (mut groups, mut digests, mut same) = (Vec::new(), Vec::new(), 0);
+        let (mut groups, mut digests, mut bases, mut same_here, mut same) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), 0);
         for (group, finished) in std::mem::take(&mut staging.finished) {
             match finished {
                 Finished::Same(members) => same += members,
                 Finished::Staged(digest) => {
                     groups.push(storable(&group));
                     digests.push(digest.map(|digest| digest.to_vec()));
+                    bases.push(None);
+                    same_here.push(0);
+                }
+                Finished::Compared { digest, basis, same: members } => {
+                    same += members;
+                    groups.push(storable(&group));
+                    digests.push(Some(digest.to_vec()));
+                    bases.push(Some(basis.to_vec()));
+                    same_here.push(i64::try_from(members).unwrap_or(i64::MAX));
                 }
             }
         }
@@ -213,16 +253,35 @@ impl Run {
         sqlx::query!(
             r#"
             update authz.sync_stage_groups s
-            set members_listed = true, members_digest = v.digest
-            from unnest($2::text[], $3::bytea[]) as v (external_id, digest)
+            set members_listed = true, members_digest = v.digest, members_basis = v.basis, members_same = v.same
+            from unnest($2::text[], $3::bytea[], $4::bytea[], $5::bigint[]) as v (external_id, digest, basis, same)
             where s.run_id = $1 and s.external_id = v.external_id
             "#,
             self.run_id,
             &groups,
             &digests as &[Option<Vec<u8>>],
+            &bases as &[Option<Vec<u8>>],
+            &same_here,
         )
         .execute(&self.pool)
         .await?;
+        Ok(())
+    }
+
+    /// Leaves of what waits for it only what the mirror does not have.
+    async fn compare(&self, staging: &mut Staging) -> Result<(), Error> {
+        let mut listings = std::mem::take(&mut staging.to_compare);
+        if listings.is_empty() {
+            return Ok(());
+        }
+        let users = self.known_users(staging).await?;
+        for (group, found) in self.compare_listings(&mut listings, users).await? {
+            if let Some(Finished::Compared { same, .. }) = staging.finished.get_mut(&group) {
+                *same = found;
+            }
+        }
+        let left = listings.into_iter().filter(|listing| listing.members.len() > 0);
+        staging.ready.extend(left.map(|listing| (listing.group, listing.members)));
         Ok(())
     }
 

@@ -122,6 +122,8 @@ pub(crate) async fn assert_cleared(pool: &PgPool, run_id: i64) {
         "sync_stage_users",
         "sync_stage_groups",
         "sync_stage_members",
+        "sync_stage_gone_members",
+        "sync_stage_unseen_users",
         "sync_plan_users",
         "sync_plan_groups",
         "sync_plan_members",
