@@ -28,7 +28,7 @@ async fn questions(connection: &mut PgConnection, world: &World) -> [Vec<(UserNa
 }
 
 fn check(criterion: &mut Criterion) {
-    // One thread: with more, the answer wakes one that wakes another, which is no part of a check and costs as much.
+    // One thread, as there is one connection: no answer has to wake another thread.
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     for world in [&SMALL, &MEDIUM] {
         let database = runtime.block_on(world.build());
