@@ -5,7 +5,7 @@ use sqlx::PgExecutor;
 
 use crate::decision::{Allow, Decision, Deny, DenyReason, Holder, MatchedGrant, Revision};
 use crate::error::Error;
-use crate::name::{ActionName, ActionPattern, GroupName, UserKey, UserName};
+use crate::name::{ActionName, ActionPattern, GroupName, Sub, UserKey, UserName};
 use crate::unregistered;
 
 /// The statement of a check, with the condition that finds the user.
@@ -20,12 +20,13 @@ macro_rules! facts {
         sqlx::query_as!(
             Facts,
             r#"
-            select r.revision as "revision!", s.status as "status?", a.action_name is not null as "action_is_known!",
+            select r.revision as "revision!", s.status as "status?", s.user_name as "user_name?",
+                   a.action_name is not null as "action_is_known!",
                    m.pattern as "pattern?", m.expires_at as "expires_at?", m.live as "live?", m.depth as "depth?",
                    m.holder as "holder?", m.entry as "entry?"
             from (select revision from authz.revision limit 1) r
             left join (
-                select u.user_id, u.status, u.directory_id
+                select u.user_id, u.user_name, u.status, u.directory_id
                 from authz.users u
                 where u.status <> 'deleted' and "#
                 + $found
@@ -65,6 +66,63 @@ macro_rules! facts {
     };
 }
 
+/// The statement of many checks, with the condition that finds the user of the question `q`.
+macro_rules! many_facts {
+    ($found:tt, $users:expr, $actions:expr, $patterns:expr) => {
+        sqlx::query_as!(
+            Facts,
+            r#"
+            select (select revision from authz.revision) as "revision!",
+                   s.status as "status?", null::text as "user_name?",
+                   exists (select from authz.actions a where a.action_name = q.action_name) as "action_is_known!",
+                   m.pattern as "pattern?", m.expires_at as "expires_at?", m.live as "live?", m.depth as "depth?",
+                   m.holder as "holder?", m.entry as "entry?"
+            from (
+                select u.n, u.key, u.action_name, string_to_array(u.patterns, ' ') as patterns
+                from unnest($1::text[], $2::text[], $3::text[]) with ordinality u (key, action_name, patterns, n)
+                offset 0
+            ) q
+            left join lateral (
+                select u.user_id, u.status, u.directory_id
+                from authz.users u
+                where u.status <> 'deleted' and "#
+                + $found
+                + r#"
+                limit 1
+            ) s on true
+            left join lateral (
+                select ua.action_name as pattern, ua.expires_at,
+                       (ua.expires_at is null or ua.expires_at > statement_timestamp()) as live,
+                       0 as depth, null::bigint as holder_id, null::bigint as entry_id,
+                       null::text as holder, null::text as entry
+                from authz.user_actions ua
+                where ua.user_id = s.user_id and ua.action_name = any (q.patterns)
+                union all
+                select ga.action_name, ga.expires_at,
+                       (ga.expires_at is null or ga.expires_at > statement_timestamp()),
+                       re.depth, re.holder_id, re.group_id, holder.group_name, entry.group_name
+                from (
+                    select gu.group_id from authz.group_users gu where gu.user_id = s.user_id
+                    union all
+                    select gd.group_id from authz.group_directories gd where gd.directory_id = s.directory_id
+                ) mine
+                join authz.group_reach re on re.group_id = mine.group_id and re.action_name = any (q.patterns)
+                join authz.group_actions ga
+                    on ga.group_id = re.holder_id and ga.action_name = (re.action_name collate "default")
+                join authz.groups holder on holder.group_id = re.holder_id and holder.status = 'active'
+                join authz.groups entry on entry.group_id = re.group_id
+                order by live desc, depth, pattern, holder_id nulls first, entry_id
+                limit 1
+            ) m on true
+            order by q.n
+            "#,
+            $users,
+            $actions,
+            $patterns,
+        )
+    };
+}
+
 /// Whether `user` may do `action` now, by the database's clock.
 ///
 /// The user is a [`UserName`](crate::UserName) or the [`Sub`](crate::Sub) of a login. Pass a pool, or `&mut *transaction`
@@ -77,8 +135,17 @@ pub async fn check<'u>(
     user: impl Into<UserKey<'u>>,
     action: &ActionName,
 ) -> Result<Decision, Error> {
+    ask(executor, user.into(), action).await.map(|(decision, _)| decision)
+}
+
+/// The decision, and the user's name if there is such a user.
+pub(crate) async fn ask(
+    executor: impl PgExecutor<'_>,
+    user: UserKey<'_>,
+    action: &ActionName,
+) -> Result<(Decision, Option<UserName>), Error> {
     let patterns = action.covering();
-    let facts = match user.into() {
+    let mut facts = match user {
         UserKey::Name(name) => {
             facts!("u.user_name = $1", name.as_str(), action.as_str(), &patterns).fetch_one(executor).await?
         }
@@ -86,9 +153,10 @@ pub async fn check<'u>(
             facts!("u.external_id = $1", sub.as_str(), action.as_str(), &patterns).fetch_one(executor).await?
         }
     };
+    let name = facts.user_name.take().map(UserName::stored);
     let decision = facts.decide()?;
     warn_of_unknown(action, &decision);
-    Ok(decision)
+    Ok((decision, name))
 }
 
 /// Answers many questions in one statement and one round trip: one decision per question, in their order, all of
@@ -100,78 +168,68 @@ pub async fn check_many(
     executor: impl PgExecutor<'_>,
     questions: &[(UserName, ActionName)],
 ) -> Result<Vec<Decision>, Error> {
+    let many = Many::of(questions);
+    let Many { users, actions, patterns } = &many;
     if questions.is_empty() {
         return Ok(Vec::new());
     }
-    let users: Vec<&str> = questions.iter().map(|(user, _)| user.as_str()).collect();
-    let actions: Vec<&str> = questions.iter().map(|(_, action)| action.as_str()).collect();
-    // An array of arrays would have to be rectangular; a space is in no pattern.
-    let patterns: Vec<String> = questions.iter().map(|(_, action)| action.covering().join(" ")).collect();
-    let facts = sqlx::query_as!(
-        Facts,
-        r#"
-        select (select revision from authz.revision) as "revision!",
-               s.status as "status?",
-               exists (select from authz.actions a where a.action_name = q.action_name) as "action_is_known!",
-               m.pattern as "pattern?", m.expires_at as "expires_at?", m.live as "live?", m.depth as "depth?",
-               m.holder as "holder?", m.entry as "entry?"
-        from (
-            select u.n, u.user_name, u.action_name, string_to_array(u.patterns, ' ') as patterns
-            from unnest($1::text[], $2::text[], $3::text[]) with ordinality u (user_name, action_name, patterns, n)
-            offset 0
-        ) q
-        left join lateral (
-            select u.user_id, u.status, u.directory_id
-            from authz.users u
-            where u.user_name = q.user_name and u.status <> 'deleted'
-            limit 1
-        ) s on true
-        left join lateral (
-            select ua.action_name as pattern, ua.expires_at,
-                   (ua.expires_at is null or ua.expires_at > statement_timestamp()) as live,
-                   0 as depth, null::bigint as holder_id, null::bigint as entry_id,
-                   null::text as holder, null::text as entry
-            from authz.user_actions ua
-            where ua.user_id = s.user_id and ua.action_name = any (q.patterns)
-            union all
-            select ga.action_name, ga.expires_at,
-                   (ga.expires_at is null or ga.expires_at > statement_timestamp()),
-                   re.depth, re.holder_id, re.group_id, holder.group_name, entry.group_name
-            from (
-                select gu.group_id from authz.group_users gu where gu.user_id = s.user_id
-                union all
-                select gd.group_id from authz.group_directories gd where gd.directory_id = s.directory_id
-            ) mine
-            join authz.group_reach re on re.group_id = mine.group_id and re.action_name = any (q.patterns)
-            join authz.group_actions ga
-                on ga.group_id = re.holder_id and ga.action_name = (re.action_name collate "default")
-            join authz.groups holder on holder.group_id = re.holder_id and holder.status = 'active'
-            join authz.groups entry on entry.group_id = re.group_id
-            order by live desc, depth, pattern, holder_id nulls first, entry_id
-            limit 1
-        ) m on true
-        order by q.n
-        "#,
-        &users as &[&str],
-        &actions as &[&str],
-        &patterns,
-    )
-    .fetch_all(executor)
-    .await?;
-    if facts.len() != questions.len() {
-        let what = format!("{} answers to {} questions", facts.len(), questions.len());
-        return Err(Error::Unreadable { what });
+    let facts = many_facts!("u.user_name = q.key", users as &[&str], actions as &[&str], patterns);
+    many.decide(facts.fetch_all(executor).await?)
+}
+
+/// The same for users who are known by the `sub` of a login.
+///
+/// # Errors
+/// As [`check_many`].
+pub async fn check_many_by_sub(
+    executor: impl PgExecutor<'_>,
+    questions: &[(Sub, ActionName)],
+) -> Result<Vec<Decision>, Error> {
+    let many = Many::of(questions);
+    let Many { users, actions, patterns } = &many;
+    if questions.is_empty() {
+        return Ok(Vec::new());
     }
-    let decisions = facts.into_iter().map(Facts::decide).collect::<Result<Vec<_>, _>>()?;
-    for ((_, action), decision) in questions.iter().zip(&decisions) {
-        warn_of_unknown(action, decision);
+    let facts = many_facts!("u.external_id = q.key", users as &[&str], actions as &[&str], patterns);
+    many.decide(facts.fetch_all(executor).await?)
+}
+
+/// Questions, column by column.
+struct Many<'q> {
+    users: Vec<&'q str>,
+    actions: Vec<&'q str>,
+    /// Those that cover each action, between spaces: an array of arrays would have to be rectangular, and a space is in
+    /// no pattern.
+    patterns: Vec<String>,
+}
+
+impl<'q> Many<'q> {
+    fn of<K: AsRef<str>>(questions: &'q [(K, ActionName)]) -> Self {
+        Self {
+            users: questions.iter().map(|(user, _)| user.as_ref()).collect(),
+            actions: questions.iter().map(|(_, action)| action.as_str()).collect(),
+            patterns: questions.iter().map(|(_, action)| action.covering().join(" ")).collect(),
+        }
     }
-    Ok(decisions)
+
+    fn decide(&self, facts: Vec<Facts>) -> Result<Vec<Decision>, Error> {
+        if facts.len() != self.users.len() {
+            let what = format!("{} answers to {} questions", facts.len(), self.users.len());
+            return Err(Error::Unreadable { what });
+        }
+        let decisions = facts.into_iter().map(Facts::decide).collect::<Result<Vec<_>, _>>()?;
+        for (action, decision) in self.actions.iter().zip(&decisions) {
+            if let Decision::Deny(Deny { reason: DenyReason::UnknownAction, .. }) = decision {
+                unregistered::warn(action);
+            }
+        }
+        Ok(decisions)
+    }
 }
 
 fn warn_of_unknown(action: &ActionName, decision: &Decision) {
     if let Decision::Deny(Deny { reason: DenyReason::UnknownAction, .. }) = decision {
-        unregistered::warn(action);
+        unregistered::warn(action.as_str());
     }
 }
 
@@ -179,6 +237,8 @@ fn warn_of_unknown(action: &ActionName, decision: &Decision) {
 pub(crate) struct Facts {
     pub(crate) revision: i64,
     pub(crate) status: Option<String>,
+    /// Of a single question only.
+    pub(crate) user_name: Option<String>,
     pub(crate) action_is_known: bool,
     pub(crate) pattern: Option<String>,
     pub(crate) expires_at: Option<DateTime<Utc>>,

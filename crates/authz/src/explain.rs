@@ -248,6 +248,7 @@ pub async fn explain<'u>(
     let decision = Facts {
         revision: row.revision,
         status: row.status,
+        user_name: None,
         action_is_known: row.action_is_known,
         pattern: row.pattern,
         expires_at: row.expires_at,

@@ -41,13 +41,15 @@ mod unregistered;
 #[cfg(feature = "tower")]
 pub mod web;
 
-pub use check::{check, check_many};
+pub use check::{check, check_many, check_many_by_sub};
 pub use decision::{Allow, Decision, Denial, Deny, DenyReason, Holder, MatchedGrant, Revision, Verdict};
 pub use error::Error;
 pub use explain::{Explanation, Fact, Missing, Path, WOULD_ALLOW_LIMIT, explain};
 pub use list::{PAGE_LIMIT, Page, actions_of, users_who_can};
 pub use migrate::{SchemaState, migrate, schema_fingerprint, schema_state};
-pub use name::{ActionName, ActionPattern, DirectoryName, GroupName, NameError, Sub, UserKey, UserName};
+pub use name::{
+    ActionName, ActionPattern, DirectoryName, GroupName, NameError, Principal, Sub, UserKey, UserName,
+};
 pub use permit::{
     Action, Denied, Named, On, Permit, Refusal, WrongPermit, authorize, authorize_named, authorize_on,
 };

@@ -212,7 +212,7 @@ text_newtype!(Sub);
 
 /// How a user is found: by name, or by the `sub` of a login.
 ///
-/// Functions take `impl Into<UserKey>`, so pass a `&UserName` or a `&Sub`.
+/// Functions take `impl Into<UserKey>`, so pass a `&UserName`, a `&Sub`, or a `&Principal` that is one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum UserKey<'a> {
     /// By name.
@@ -234,6 +234,58 @@ impl<'a> UserKey<'a> {
             Self::Name(_) => None,
             Self::Sub(sub) => Some(sub.as_str()),
         }
+    }
+}
+
+impl<'a> From<&'a Principal> for UserKey<'a> {
+    fn from(principal: &'a Principal) -> Self {
+        match principal {
+            Principal::Name(name) => Self::Name(name),
+            Principal::Sub(sub) => Self::Sub(sub),
+        }
+    }
+}
+
+/// Who asks: a user by name, or by the `sub` of a login as long as the name is not known.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Principal {
+    /// By name.
+    Name(UserName),
+    /// By the directory's immutable id.
+    Sub(Sub),
+}
+
+impl From<UserName> for Principal {
+    fn from(name: UserName) -> Self {
+        Self::Name(name)
+    }
+}
+
+impl From<Sub> for Principal {
+    fn from(sub: Sub) -> Self {
+        Self::Sub(sub)
+    }
+}
+
+impl From<UserKey<'_>> for Principal {
+    fn from(key: UserKey<'_>) -> Self {
+        match key {
+            UserKey::Name(name) => Self::Name(name.clone()),
+            UserKey::Sub(sub) => Self::Sub(sub.clone()),
+        }
+    }
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        UserKey::from(self).fmt(f)
+    }
+}
+
+/// As it is shown: the name, or `sub` and the id.
+impl Serialize for Principal {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -51,6 +51,8 @@
 //! # }
 //! ```
 //!
+//! The user is named by a [`UserName`] or by the [`Sub`](crate::Sub) of a login; [`Permit::user`] is the name either way.
+//!
 //! A permit is true of the moment of the decision (see [`Permit::revision`]) and does not expire by itself: ask
 //! for one, use it, drop it. [`authorize`] inside the transaction that makes the change decides on what that transaction
 //! sees. In `read committed` the next statement may already see a revoke that the decision did not; in
@@ -70,7 +72,7 @@ use sqlx::PgExecutor;
 
 use crate::decision::{Allow, Decision, Denial, Deny, MatchedGrant, Revision, Verdict};
 use crate::error::Error;
-use crate::name::{ActionName, NameError, UserName};
+use crate::name::{ActionName, NameError, Principal, UserKey, UserName};
 use crate::snapshot::Snapshot;
 
 /// An action that is known when the program is compiled; [`actions!`](crate::actions!) makes them.
@@ -420,8 +422,8 @@ pub enum Refusal {
 #[error("`{user}` may not do `{action}`: {}", self.why())]
 #[non_exhaustive]
 pub struct Denied {
-    /// Who asked.
-    pub user: UserName,
+    /// Who asked: by name, or by the `sub` that nobody is known by.
+    pub user: Principal,
     /// For what, a resource included.
     pub action: ActionName,
     /// Why not.
@@ -440,15 +442,15 @@ impl Denied {
 
 /// A permit for `A`, if `user` may do it now; decided as [`check`](crate::check()) decides.
 ///
-/// Pass a pool, or `&mut *transaction` to decide on what the transaction sees.
+/// The user is a [`UserName`] or the [`Sub`](crate::Sub) of a login; the permit has the name either way. Pass a pool, or `&mut *transaction` to decide on what the transaction sees.
 ///
 /// # Errors
 /// [`Refusal::Denied`] if the user may not, [`Refusal::Undecided`] if the database does not answer.
-pub async fn authorize<A: Action>(
+pub async fn authorize<'u, A: Action>(
     executor: impl PgExecutor<'_>,
-    user: &UserName,
+    user: impl Into<UserKey<'u>>,
 ) -> Result<Permit<A>, Refusal> {
-    Question::about().ask(executor, user).await
+    Question::about().ask(executor, user.into()).await
 }
 
 /// A permit for `A` on `resource`, if `user` may do it now: asks about `A`'s name with the resource as its last
@@ -456,12 +458,12 @@ pub async fn authorize<A: Action>(
 ///
 /// # Errors
 /// As [`authorize`], and [`Refusal::NotAResource`] if no action can be named so; nothing is trimmed or lower-cased.
-pub async fn authorize_on<A: Action>(
+pub async fn authorize_on<'u, A: Action>(
     executor: impl PgExecutor<'_>,
-    user: &UserName,
+    user: impl Into<UserKey<'u>>,
     resource: &str,
 ) -> Result<Permit<On<A>>, Refusal> {
-    Question::on(resource)?.ask(executor, user).await
+    Question::on(resource)?.ask(executor, user.into()).await
 }
 
 /// A permit for an action whose name is only known at run time. Functions that take one call
@@ -469,12 +471,12 @@ pub async fn authorize_on<A: Action>(
 ///
 /// # Errors
 /// As [`authorize`].
-pub async fn authorize_named(
+pub async fn authorize_named<'u>(
     executor: impl PgExecutor<'_>,
-    user: &UserName,
+    user: impl Into<UserKey<'u>>,
     action: &ActionName,
 ) -> Result<Permit<Named>, Refusal> {
-    Question::named(action).ask(executor, user).await
+    Question::named(action).ask(executor, user.into()).await
 }
 
 /// What a `Permit<A>` is asked for with; keeps name and type together on their way to the decision.
@@ -517,31 +519,52 @@ impl<A> Question<A> {
     pub(crate) async fn ask(
         self,
         executor: impl PgExecutor<'_>,
-        user: &UserName,
+        user: UserKey<'_>,
     ) -> Result<Permit<A>, Refusal> {
-        let Self { action, resource, .. } = self;
-        match crate::check(executor, user, &action).await? {
-            Decision::Allow(Allow { grant, revision, .. }) => {
-                Ok(Permit::granted(user.clone(), action, resource, Some(grant), revision))
-            }
+        let (decision, name) = crate::check::ask(executor, user, &self.action).await?;
+        match decision {
+            Decision::Allow(Allow { grant, revision, .. }) => self.permit(user, name, Some(grant), revision),
             Decision::Deny(deny) => {
                 let (reason, revision) = (Denial::from(&deny.reason), deny.revision);
-                let denied = Denied { user: user.clone(), action, reason, deny: Some(deny), revision };
-                Err(Box::new(denied).into())
+                Err(self.denial(user, name, reason, Some(deny), revision))
             }
         }
     }
 
-    pub(crate) fn ask_snapshot(self, snapshot: &Snapshot, user: &UserName) -> Result<Permit<A>, Refusal> {
-        let Self { action, resource, .. } = self;
-        match snapshot.check(user, &action)? {
-            Verdict::Allow { revision } => {
-                Ok(Permit::granted(user.clone(), action, resource, None, revision))
-            }
-            Verdict::Deny { reason, revision } => {
-                let denied = Denied { user: user.clone(), action, reason, deny: None, revision };
-                Err(Box::new(denied).into())
-            }
+    pub(crate) fn ask_snapshot(self, snapshot: &Snapshot, user: UserKey<'_>) -> Result<Permit<A>, Refusal> {
+        let (verdict, name) = snapshot.ask(user, &self.action)?;
+        match verdict {
+            Verdict::Allow { revision } => self.permit(user, name, None, revision),
+            Verdict::Deny { reason, revision } => Err(self.denial(user, name, reason, None, revision)),
         }
+    }
+
+    /// The caller answers for it that this was just allowed to `user`, whose name is `name` where it was found by `sub`.
+    fn permit(
+        self,
+        user: UserKey<'_>,
+        name: Option<UserName>,
+        grant: Option<MatchedGrant>,
+        revision: Revision,
+    ) -> Result<Permit<A>, Refusal> {
+        let name = match user {
+            UserKey::Name(name) => name.clone(),
+            UserKey::Sub(_) => {
+                name.ok_or_else(|| Error::Unreadable { what: "a user without a name".to_owned() })?
+            }
+        };
+        Ok(Permit::granted(name, self.action, self.resource, grant, revision))
+    }
+
+    fn denial(
+        self,
+        user: UserKey<'_>,
+        name: Option<UserName>,
+        reason: Denial,
+        deny: Option<Deny>,
+        revision: Revision,
+    ) -> Refusal {
+        let user = name.map_or_else(|| user.into(), Principal::Name);
+        Box::new(Denied { user, action: self.action, reason, deny, revision }).into()
     }
 }

@@ -15,7 +15,7 @@ use crate::directory;
 use crate::error::Error;
 use crate::explain::Explanation;
 use crate::list::Page;
-use crate::name::{ActionName, UserKey, UserName};
+use crate::name::{ActionName, Sub, UserKey, UserName};
 use crate::permit::{Action, Named, On, Permit, Question, Refusal};
 
 /// A handle on the permissions in one Postgres; cheap to clone.
@@ -101,6 +101,15 @@ impl Authz {
         crate::check_many(&self.pool, questions).await
     }
 
+    /// The same by the `sub` of logins; see [`check_many_by_sub`](crate::check_many_by_sub()).
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer.
+    pub async fn check_many_by_sub(&self, questions: &[(Sub, ActionName)]) -> Result<Vec<Decision>, Error> {
+        self.require_fresh_directories().await?;
+        crate::check_many_by_sub(&self.pool, questions).await
+    }
+
     /// Why `user` may or may not do `action`; see [`explain`](crate::explain()).
     ///
     /// # Errors
@@ -143,47 +152,55 @@ impl Authz {
     ///
     /// # Errors
     /// [`Refusal::Denied`] if the user may not, [`Refusal::Undecided`] if the database does not answer.
-    pub async fn authorize<A: Action>(&self, user: &UserName) -> Result<Permit<A>, Refusal> {
-        self.permit(Question::about(), user).await
+    pub async fn authorize<'u, A: Action>(&self, user: impl Into<UserKey<'u>>) -> Result<Permit<A>, Refusal> {
+        self.permit(Question::about(), user.into()).await
     }
 
     /// A permit for `A` on one resource; see [`authorize_on`](crate::authorize_on()).
     ///
     /// # Errors
     /// As [`authorize`](Self::authorize), and [`Refusal::NotAResource`].
-    pub async fn authorize_on<A: Action>(
+    pub async fn authorize_on<'u, A: Action>(
         &self,
-        user: &UserName,
+        user: impl Into<UserKey<'u>>,
         resource: &str,
     ) -> Result<Permit<On<A>>, Refusal> {
-        self.permit(Question::on(resource)?, user).await
+        self.permit(Question::on(resource)?, user.into()).await
     }
 
     /// A permit for an action whose name is only known at run time; see [`authorize_named`](crate::authorize_named()).
     ///
     /// # Errors
     /// As [`authorize`](Self::authorize).
-    pub async fn authorize_named(
+    pub async fn authorize_named<'u>(
         &self,
-        user: &UserName,
+        user: impl Into<UserKey<'u>>,
         action: &ActionName,
     ) -> Result<Permit<Named>, Refusal> {
-        self.permit(Question::named(action), user).await
+        self.permit(Question::named(action), user.into()).await
     }
 
     /// Something to be done for `user`: decided, recorded and run; see [`audit::operation`](crate::audit::operation).
-    pub fn operation<A: Action>(&self, user: &UserName) -> Operation<'_, A> {
-        Operation::ask(self, user, Ok(Question::about()))
+    pub fn operation<'u, A: Action>(&self, user: impl Into<UserKey<'u>>) -> Operation<'_, A> {
+        Operation::ask(self, user.into(), Ok(Question::about()))
     }
 
     /// The same on one resource.
-    pub fn operation_on<A: Action>(&self, user: &UserName, resource: &str) -> Operation<'_, On<A>> {
-        Operation::ask(self, user, Question::on(resource))
+    pub fn operation_on<'u, A: Action>(
+        &self,
+        user: impl Into<UserKey<'u>>,
+        resource: &str,
+    ) -> Operation<'_, On<A>> {
+        Operation::ask(self, user.into(), Question::on(resource))
     }
 
     /// The same where the action's name is only known at run time.
-    pub fn operation_named(&self, user: &UserName, action: &ActionName) -> Operation<'_, Named> {
-        Operation::ask(self, user, Ok(Question::named(action)))
+    pub fn operation_named<'u>(
+        &self,
+        user: impl Into<UserKey<'u>>,
+        action: &ActionName,
+    ) -> Operation<'_, Named> {
+        Operation::ask(self, user.into(), Ok(Question::named(action)))
     }
 
     /// The same where it was decided already, by a web layer or a snapshot for example.
@@ -223,7 +240,7 @@ impl Authz {
         &self,
         question: Question<A>,
         connection: &mut PgConnection,
-        user: &UserName,
+        user: UserKey<'_>,
     ) -> Result<Permit<A>, Refusal> {
         if let Some(max) = self.max_directory_age {
             directory::require_fresh(&mut *connection, max).await?;
@@ -235,7 +252,7 @@ impl Authz {
     pub(crate) async fn permit<A>(
         &self,
         question: Question<A>,
-        user: &UserName,
+        user: UserKey<'_>,
     ) -> Result<Permit<A>, Refusal> {
         self.require_fresh_directories().await?;
         question.ask(&self.pool, user).await

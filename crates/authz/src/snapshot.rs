@@ -79,7 +79,7 @@ use self::shared::Shared;
 use self::state::Answer;
 use crate::decision::{Denial, Revision, Verdict};
 use crate::error::Error;
-use crate::name::{ActionName, Sub, UserName};
+use crate::name::{ActionName, Sub, UserKey, UserName};
 use crate::permit::{Action, Named, On, Permit, Question, Refusal};
 use crate::unregistered;
 
@@ -134,12 +134,38 @@ impl Snapshot {
     #[inline]
     fn judge(&self, key: &[u8], action: &ActionName) -> Result<Verdict, Error> {
         let (answer, revision) = self.shared.judge(key, action.as_str());
+        self.verdict(answer, revision, action)
+    }
+
+    /// The verdict, and the name of a user who was found by `sub`.
+    pub(crate) fn ask(
+        &self,
+        user: UserKey<'_>,
+        action: &ActionName,
+    ) -> Result<(Verdict, Option<UserName>), Error> {
+        let sub = match user {
+            UserKey::Name(name) => return Ok((self.check(name, action)?, None)),
+            UserKey::Sub(_) if !self.by_sub => return Err(Error::Unindexed),
+            UserKey::Sub(sub) => sub,
+        };
+        let asked = users::with_sub_key(sub.as_str(), |key| {
+            self.shared.ask(|state| {
+                let answer = state.judge(key, action.as_str(), || self.shared.database_micros());
+                (answer, state.users.name_of(key))
+            })
+        });
+        let ((answer, name), revision) = asked.unwrap_or(((Answer::Unusable, None), Revision(0)));
+        Ok((self.verdict(answer, revision, action)?, name))
+    }
+
+    #[inline]
+    fn verdict(&self, answer: Answer, revision: Revision, action: &ActionName) -> Result<Verdict, Error> {
         let reason = match answer {
             Answer::Allow => return Ok(Verdict::Allow { revision }),
             Answer::UnknownUser => Denial::UnknownUser,
             Answer::Suspended => Denial::Suspended,
             Answer::UnknownAction => {
-                unregistered::warn(action);
+                unregistered::warn(action.as_str());
                 Denial::UnknownAction
             }
             Answer::Expired => Denial::Expired,
@@ -149,28 +175,37 @@ impl Snapshot {
         Ok(Verdict::Deny { reason, revision })
     }
 
-    /// A permit for `A`, if `user` may do it now; see [`authorize`](crate::authorize()). It names no grant.
+    /// A permit for `A`, if `user` may do it now; see [`authorize`](crate::authorize()). It names no grant. By `sub`, it
+    /// needs [`Options::by_sub`].
     ///
     /// # Errors
     /// [`Refusal::Denied`] if the user may not, [`Refusal::Undecided`] if the snapshot cannot tell.
-    pub fn authorize<A: Action>(&self, user: &UserName) -> Result<Permit<A>, Refusal> {
-        Question::about().ask_snapshot(self, user)
+    pub fn authorize<'u, A: Action>(&self, user: impl Into<UserKey<'u>>) -> Result<Permit<A>, Refusal> {
+        Question::about().ask_snapshot(self, user.into())
     }
 
     /// A permit for `A` on one resource; see [`authorize_on`](crate::authorize_on()).
     ///
     /// # Errors
     /// As [`authorize`](Self::authorize), and [`Refusal::NotAResource`].
-    pub fn authorize_on<A: Action>(&self, user: &UserName, resource: &str) -> Result<Permit<On<A>>, Refusal> {
-        Question::on(resource)?.ask_snapshot(self, user)
+    pub fn authorize_on<'u, A: Action>(
+        &self,
+        user: impl Into<UserKey<'u>>,
+        resource: &str,
+    ) -> Result<Permit<On<A>>, Refusal> {
+        Question::on(resource)?.ask_snapshot(self, user.into())
     }
 
     /// A permit for an action whose name is only known at run time.
     ///
     /// # Errors
     /// As [`authorize`](Self::authorize).
-    pub fn authorize_named(&self, user: &UserName, action: &ActionName) -> Result<Permit<Named>, Refusal> {
-        Question::named(action).ask_snapshot(self, user)
+    pub fn authorize_named<'u>(
+        &self,
+        user: impl Into<UserKey<'u>>,
+        action: &ActionName,
+    ) -> Result<Permit<Named>, Refusal> {
+        Question::named(action).ask_snapshot(self, user.into())
     }
 
     /// Waits until the snapshot has come to a revision, such as the one that a write has just given back.
@@ -257,8 +292,8 @@ impl Options {
         self
     }
 
-    /// Whether users can be found by `sub` too ([`Snapshot::check_sub`]), which takes nearly twice the memory; no
-    /// unless set.
+    /// Whether users can be found by `sub` too ([`Snapshot::check_sub`], permits and gates), which takes twice the memory;
+    /// no unless set.
     pub const fn by_sub(mut self, by_sub: bool) -> Self {
         self.by_sub = by_sub;
         self

@@ -5,8 +5,6 @@ use std::collections::HashSet;
 use std::sync::{Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
-use crate::name::ActionName;
-
 /// So many names are warned of in one period.
 const MOST: usize = 100;
 const PERIOD: Duration = Duration::from_mins(10);
@@ -40,16 +38,16 @@ impl Said {
 
 /// A check has named this action, and it is not registered.
 #[cold]
-pub(crate) fn warn(action: &ActionName) {
+pub(crate) fn warn(action: &str) {
     // Whoever would have to wait says nothing: a check must not.
     let say = match SAID.try_lock() {
-        Ok(mut said) => said.of(action.as_str(), Instant::now()),
-        Err(TryLockError::Poisoned(said)) => said.into_inner().of(action.as_str(), Instant::now()),
+        Ok(mut said) => said.of(action, Instant::now()),
+        Err(TryLockError::Poisoned(said)) => said.into_inner().of(action, Instant::now()),
         Err(TryLockError::WouldBlock) => Say::Nothing,
     };
     match say {
         Say::This => {
-            tracing::warn!(%action, "a check names an action that is not registered, so nobody may do it");
+            tracing::warn!(action, "a check names an action that is not registered, so nobody may do it");
         }
         Say::ThatThereAreMore => {
             tracing::warn!(

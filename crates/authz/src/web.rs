@@ -35,7 +35,7 @@ use serde_json::json;
 #[cfg(feature = "axum")]
 pub use self::axum::Authorized;
 pub use self::tower::{GateLayer, Gated};
-use crate::name::UserName;
+use crate::name::Principal;
 use crate::permit::{Action, On, Permit, Question, Refusal};
 use crate::service::Authz;
 use crate::snapshot::Snapshot;
@@ -47,7 +47,7 @@ const TELL_EVERY: Duration = Duration::from_secs(10);
 type Cause = Box<dyn StdError + Send + Sync>;
 
 /// The host's way from a request to its user.
-type FindUser = dyn Fn(&Parts) -> Result<Option<UserName>, Cause> + Send + Sync;
+type FindUser = dyn Fn(&Parts) -> Result<Option<Principal>, Cause> + Send + Sync;
 
 /// After how many seconds to try again when nobody could tell.
 const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("5");
@@ -63,10 +63,10 @@ enum Source {
 }
 
 impl Decider {
-    async fn ask<A>(&self, question: Question<A>, user: &UserName) -> Result<Permit<A>, Refusal> {
+    async fn ask<A>(&self, question: Question<A>, user: &Principal) -> Result<Permit<A>, Refusal> {
         match &self.0 {
-            Source::Database(authz) => authz.permit(question, user).await,
-            Source::Memory(snapshot) => question.ask_snapshot(snapshot, user),
+            Source::Database(authz) => authz.permit(question, user.into()).await,
+            Source::Memory(snapshot) => question.ask_snapshot(snapshot, user.into()),
         }
     }
 }
@@ -83,25 +83,28 @@ impl From<Snapshot> for Decider {
     }
 }
 
-/// What a host answers when asked for a request's user: `Option<UserName>`, or a `Result` of it where finding
-/// out can fail.
+/// What a host answers when asked for a request's user: an `Option` of a [`UserName`](crate::UserName), of the
+/// [`Sub`](crate::Sub) of its login or of a [`Principal`], or a `Result` of it where finding out can fail.
+///
+/// A gate that asks a [`Snapshot`] by `sub` needs one with [`by_sub`](crate::snapshot::Options::by_sub); else the
+/// answer is 503.
 pub trait Identified {
     /// `None` if nobody is logged in (or the token is not valid): that is a 401.
     ///
     /// # Errors
     /// If it could not be found out: that is a 503.
-    fn identified(self) -> Result<Option<UserName>, Cause>;
+    fn identified(self) -> Result<Option<Principal>, Cause>;
 }
 
-impl Identified for Option<UserName> {
-    fn identified(self) -> Result<Option<UserName>, Cause> {
-        Ok(self)
+impl<P: Into<Principal>> Identified for Option<P> {
+    fn identified(self) -> Result<Option<Principal>, Cause> {
+        Ok(self.map(Into::into))
     }
 }
 
-impl<E: Into<Cause>> Identified for Result<Option<UserName>, E> {
-    fn identified(self) -> Result<Option<UserName>, Cause> {
-        self.map_err(Into::into)
+impl<P: Into<Principal>, E: Into<Cause>> Identified for Result<Option<P>, E> {
+    fn identified(self) -> Result<Option<Principal>, Cause> {
+        self.map(|user| user.map(Into::into)).map_err(Into::into)
     }
 }
 
@@ -180,7 +183,7 @@ impl Gate {
         self.ask(question, &user).await
     }
 
-    fn user(&self, parts: &Parts) -> Result<UserName, Rejection> {
+    fn user(&self, parts: &Parts) -> Result<Principal, Rejection> {
         match (self.inner.user)(parts) {
             Ok(Some(user)) => Ok(user),
             Ok(None) => Err(Rejection(Answer::NoUser { challenge: self.inner.challenge.clone() })),
@@ -191,7 +194,7 @@ impl Gate {
         }
     }
 
-    async fn ask<A>(&self, question: Question<A>, user: &UserName) -> Result<Permit<A>, Rejection> {
+    async fn ask<A>(&self, question: Question<A>, user: &Principal) -> Result<Permit<A>, Rejection> {
         self.inner.decider.ask(question, user).await.map_err(|refusal| self.refused(refusal))
     }
 

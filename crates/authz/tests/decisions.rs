@@ -68,6 +68,10 @@ async fn a_user_is_found_by_sub_byte_by_byte_and_not_once_deleted() {
         authz::actions_of(&pool, &sub).await.unwrap(),
         [action("workers.scale"), action("workers.stop")]
     );
+    let many = ["Sub-1", "sub-1", "Sub-1", "sub-4"].map(|sub| (Sub::parse(sub).unwrap(), scale.clone()));
+    let many = authz::check_many_by_sub(&pool, &many).await.unwrap();
+    assert_eq!(many.iter().map(Decision::is_allow).collect::<Vec<_>>(), [true, false, true, false]);
+    assert_eq!((&many[0], authz::check_many_by_sub(&pool, &[]).await.unwrap()), (&by_name, vec![]));
     for other in ["sub-1", "sub-4", "ada"] {
         let decision = authz::check(&pool, &Sub::parse(other).unwrap(), &scale).await.unwrap();
         assert!(

@@ -12,7 +12,7 @@ use std::time::Duration;
 use authz::audit::operation::OperationError;
 use authz::audit::{self, Entry, Outcome};
 use authz::grant::{self, Grant};
-use authz::{ActionName, Authz, Error, Permit, Refusal, action, user};
+use authz::{ActionName, Authz, Error, Permit, Refusal, Sub, action, user};
 use serde_json::json;
 use sqlx::PgPool;
 use support::{action as a, admin, pattern as p, user as u};
@@ -104,6 +104,51 @@ async fn operation_records_who_what_and_why_before_it_runs_and_its_end_after() {
     assert_eq!(after[1].operation_id, Some(started.audit_id));
     assert_eq!((&after[1].request_id, &after[1].target), (&started.request_id, &started.target));
     assert_eq!(open_operations(&pool).await, 0);
+}
+
+#[tokio::test]
+async fn operation_by_sub_is_recorded_under_the_users_name() {
+    let (_database, pool, authz) = world().await;
+    sqlx::query("update authz.users set external_id = 'Sub-Ada'").execute(&pool).await.unwrap();
+    let ada = Sub::parse("Sub-Ada").unwrap();
+    authz.operation::<WorkersScale>(&ada).run(async |_| Ok::<_, Infallible>(())).await.unwrap();
+    authz
+        .operation::<WorkersScale>(&ada)
+        .transact(async |permit, connection| {
+            assert_eq!(permit.user(), &u("ada"));
+            sqlx::raw_sql(
+                "insert into authz.groups (group_name) values ('g');
+                 insert into authz.group_users select group_id, user_id from authz.groups, authz.users",
+            )
+            .execute(connection)
+            .await
+        })
+        .await
+        .unwrap();
+    for (sub, action) in [(&ada, "queue.write"), (&Sub::parse("Sub-Eve").unwrap(), "workers.scale")] {
+        let refused = authz.operation_named(sub, &a(action)).run(async |_| Ok::<_, Infallible>(())).await;
+        assert!(matches!(refused, Err(OperationError::Refused(Refusal::Denied(_)))), "{refused:?}");
+    }
+    let recorded: Vec<(String, String)> = sqlx::query_as(
+        "select actor, outcome from authz.audit_log where service = 'ops-dashboard' order by audit_id",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    let recorded: Vec<_> =
+        recorded.iter().map(|(actor, outcome)| (actor.as_str(), outcome.as_str())).collect();
+    assert_eq!(
+        recorded,
+        [
+            ("ada", "started"),
+            ("ada", "succeeded"),
+            ("ada", "succeeded"), // the group
+            ("ada", "succeeded"), // the membership
+            ("ada", "succeeded"),
+            ("ada", "denied"),
+            ("sub Sub-Eve", "denied"),
+        ]
+    );
 }
 
 #[tokio::test]

@@ -5,7 +5,9 @@
 mod support;
 
 use authz::grant::{self, Grant};
-use authz::{Action, Authz, DenyReason, Error, Named, On, Permit, Refusal, action, user};
+use authz::{
+    Action, Authz, Denial, DenyReason, Error, Named, On, Permit, Principal, Refusal, Sub, action, user,
+};
 use sqlx::PgPool;
 use support::{action as a, admin, pattern as p, user as u};
 
@@ -164,7 +166,10 @@ async fn snapshot_gives_a_permit_to_who_may_and_to_nobody_else() {
     assert_eq!(permit.action(), &a("workers.scale.ads-team"));
     for (user, what) in [(&ada, "no grant"), (&u("eve@example.com"), "a stranger")] {
         let refused = snapshot.authorize::<WorkersScale>(user).unwrap_err();
-        assert!(matches!(&refused, Refusal::Denied(denied) if denied.user == *user), "{what}: {refused:?}");
+        assert!(
+            matches!(&refused, Refusal::Denied(denied) if denied.user == user.clone().into()),
+            "{what}: {refused:?}"
+        );
     }
     assert!(matches!(
         snapshot.authorize_on::<WorkersScale>(&ada, "../etc"),
@@ -173,4 +178,62 @@ async fn snapshot_gives_a_permit_to_who_may_and_to_nobody_else() {
     snapshot.shutdown().await;
     let refused = snapshot.authorize_on::<WorkersScale>(&ada, "ads-team").unwrap_err();
     assert!(matches!(refused, Refusal::Undecided(Error::SnapshotClosed)), "{refused:?}");
+}
+
+/// Ada, known by a `sub`, and bob, who is suspended.
+async fn world_with_subs() -> (testdb::Database, PgPool) {
+    let (database, pool) = world().await;
+    for statement in [
+        "update authz.users set external_id = 'Sub-Ada' where user_name = 'ada@example.com'",
+        "insert into authz.users (user_name, external_id, status) values ('bob@example.com', 'Sub-Bob', 'suspended')",
+    ] {
+        sqlx::query(statement).execute(&pool).await.unwrap();
+    }
+    grant(&pool, "workers.*").await;
+    (database, pool)
+}
+
+/// What became of a question by `sub`: the user's name, or who was denied and why.
+fn outcome<A>(asked: Result<Permit<A>, Refusal>) -> Result<String, (Principal, Denial)> {
+    asked.map(|permit| permit.user().to_string()).map_err(|refusal| match refusal {
+        Refusal::Denied(denied) => (denied.user, denied.reason),
+        refusal => unreachable!("{refusal}"),
+    })
+}
+
+#[tokio::test]
+async fn permit_by_sub_names_the_user() {
+    let (_database, pool) = world_with_subs().await;
+    let snapshot = authz::Snapshot::options().by_sub(true).start(pool.clone()).await.unwrap();
+    let authz = Authz::new(pool.clone());
+    let named = |name: &str| Principal::from(u(name));
+    let stranger = Sub::parse("sub-ada").unwrap(); // compared byte by byte
+    for (sub, wanted) in [
+        (Sub::parse("Sub-Ada").unwrap(), Ok("ada@example.com".to_owned())),
+        (Sub::parse("Sub-Bob").unwrap(), Err((named("bob@example.com"), Denial::Suspended))),
+        (stranger.clone(), Err((Principal::from(stranger.clone()), Denial::UnknownUser))),
+    ] {
+        assert_eq!(outcome(authz.authorize::<WorkersScale>(&sub).await), wanted);
+        assert_eq!(outcome(authz.authorize_on::<WorkersScale>(&sub, "ads-team").await), wanted);
+        assert_eq!(outcome(authz.authorize_named(&sub, &WorkersScale::NAME).await), wanted);
+        assert_eq!(outcome(snapshot.authorize_on::<WorkersScale>(&sub, "ads-team")), wanted);
+        assert_eq!(outcome(authz.authorize::<WorkersScale>(&Principal::from(sub)).await), wanted);
+    }
+    let refused = authz.authorize::<QueueRead>(&Sub::parse("Sub-Ada").unwrap()).await;
+    assert_eq!(outcome(refused), Err((named("ada@example.com"), Denial::NoGrant)));
+    // The name is that of now, in the snapshot as well.
+    sqlx::query("update authz.users set user_name = 'eve@example.com' where external_id = 'Sub-Ada'")
+        .execute(&pool)
+        .await
+        .unwrap();
+    snapshot.at_least(authz::revision::current(&pool).await.unwrap()).await.unwrap();
+    let sub = Sub::parse("Sub-Ada").unwrap();
+    for asked in [authz.authorize::<WorkersScale>(&sub).await, snapshot.authorize::<WorkersScale>(&sub)] {
+        assert_eq!(outcome(asked), Ok("eve@example.com".to_owned()));
+    }
+    snapshot.shutdown().await;
+    let without = authz::Snapshot::options().start(pool).await.unwrap();
+    let refused = without.authorize::<WorkersScale>(&sub);
+    assert!(matches!(refused, Err(Refusal::Undecided(Error::Unindexed))), "{refused:?}");
+    without.shutdown().await;
 }

@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 
 use authz::grant::{self, Grant};
 use authz::web::{Authorized, Gate, Rejection};
-use authz::{Authz, On, Permit, UserName, action, user};
+use authz::{Authz, On, Permit, Sub, UserName, action, user};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
@@ -397,4 +397,38 @@ async fn gate_on_a_snapshot_answers_as_one_on_the_database() {
         assert_eq!(send(router, request("/queue", Some(ADA))).await.status, StatusCode::SERVICE_UNAVAILABLE);
     }
     assert_eq!(ran.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn gate_takes_the_sub_of_a_login() {
+    let (_database, pool) = world().await;
+    sqlx::query("update authz.users set external_id = 'sub-of-' || split_part(user_name, '@', 1)")
+        .execute(&pool)
+        .await
+        .unwrap();
+    let found = |parts: &Parts| Sub::parse(parts.headers.get("x-user")?.to_str().ok()?).ok();
+    let by_sub = authz::Snapshot::options().by_sub(true).start(pool.clone()).await.unwrap();
+    let without = authz::Snapshot::options().start(pool.clone()).await.unwrap();
+    let ran = Arc::new(AtomicUsize::new(0));
+    for gate in [Gate::new(Authz::new(pool.clone()), found), Gate::new(by_sub, found)] {
+        for router in both(&gate.reveal_reason(true), &ran) {
+            let answer = send(router.clone(), request("/queue", Some("sub-of-ada"))).await;
+            assert_eq!(
+                (answer.status, answer.body.as_str()),
+                (StatusCode::OK, "ada@example.com may queue.read")
+            );
+            for (user, who) in [("sub-of-bob", "`bob@example.com`"), ("sub-of-eve", "`sub sub-of-eve`")] {
+                let answer = send(router.clone(), request("/queue", Some(user))).await;
+                assert_eq!(answer.status, StatusCode::FORBIDDEN);
+                assert!(answer.body.contains(who), "{}", answer.body);
+            }
+            assert_eq!(send(router, request("/queue", None)).await.status, StatusCode::UNAUTHORIZED);
+        }
+    }
+    assert_eq!(ran.load(Ordering::SeqCst), 4, "for ada alone");
+    for router in both(&Gate::new(without, found), &ran) {
+        let answer = send(router, request("/queue", Some("sub-of-ada"))).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    }
+    assert_eq!(ran.load(Ordering::SeqCst), 4);
 }

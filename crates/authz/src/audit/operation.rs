@@ -82,7 +82,7 @@ use super::line::{self, Line, Redact};
 use super::{Outcome, Writer};
 use crate::decision::{Decision, Verdict};
 use crate::error::Error;
-use crate::name::UserName;
+use crate::name::{Principal, UserKey};
 use crate::permit::{Permit, Question, Refusal};
 use crate::service::Authz;
 
@@ -91,7 +91,7 @@ use crate::service::Authz;
 pub struct Operation<'a, A> {
     authz: &'a Authz,
     asked: Asked<A>,
-    user: UserName,
+    user: Principal,
     target: Option<String>,
     detail: Value,
     request_id: Option<String>,
@@ -123,7 +123,7 @@ pub enum OperationError<E> {
 }
 
 impl<'a, A> Operation<'a, A> {
-    pub(crate) fn ask(authz: &'a Authz, user: &UserName, question: Result<Question<A>, Refusal>) -> Self {
+    pub(crate) fn ask(authz: &'a Authz, user: UserKey<'_>, question: Result<Question<A>, Refusal>) -> Self {
         let (asked, target) = match question {
             Ok(question) => {
                 let target = question.resource().map(str::to_owned);
@@ -131,11 +131,11 @@ impl<'a, A> Operation<'a, A> {
             }
             Err(refusal) => (Asked::Refused(Box::new(refusal)), None),
         };
-        Self { authz, asked, user: user.clone(), target, detail: json!({}), request_id: None }
+        Self { authz, asked, user: user.into(), target, detail: json!({}), request_id: None }
     }
 
     pub(crate) fn permitted(authz: &'a Authz, permit: Permit<A>) -> Self {
-        let (user, target) = (permit.user().clone(), permit.on().map(str::to_owned));
+        let (user, target) = (permit.user().clone().into(), permit.on().map(str::to_owned));
         Self { authz, asked: Asked::Permit(permit), user, target, detail: json!({}), request_id: None }
     }
 
@@ -191,7 +191,7 @@ impl<'a, A> Operation<'a, A> {
         let (authz, writer) = (self.authz, self.authz.writer());
         let record = self.record();
         let permit = match self.asked {
-            Asked::Question(question) => authz.permit(question, &self.user).await,
+            Asked::Question(question) => authz.permit(question, (&self.user).into()).await,
             Asked::Permit(permit) => Ok(permit),
             Asked::Refused(refusal) => Err(*refusal),
         };
@@ -238,14 +238,17 @@ impl<'a, A> Operation<'a, A> {
         let record = self.record();
         // Nothing is begun that could not be recorded.
         record.check().map_err(Refusal::Unrecorded)?;
-        let mut tx = change::begin(authz, &record).await?;
+        let mut tx = change::begin(authz).await?;
         let permit = match self.asked {
-            Asked::Question(question) => authz.permit_on(question, &mut tx, &self.user).await,
+            Asked::Question(question) => authz.permit_on(question, &mut tx, (&self.user).into()).await,
             Asked::Permit(permit) => Ok(permit),
             Asked::Refused(refusal) => Err(*refusal),
         };
         match permit {
-            Ok(permit) => Ok(Change::new(tx, permit, record, authz.pool().clone(), writer)),
+            Ok(permit) => {
+                change::act_as(&mut tx, &permit, &record).await?;
+                Ok(Change::new(tx, permit, record, authz.pool().clone(), writer))
+            }
             Err(refusal) => {
                 // Given back first: who waits for the record must not hold what others wait for.
                 drop(tx);
@@ -269,7 +272,8 @@ impl<'a, A> Operation<'a, A> {
 /// What the records of one operation have in common.
 struct Template {
     service: Option<String>,
-    user: UserName,
+    /// Who asked; of what was permitted, the permit says who.
+    user: Principal,
     target: Option<String>,
     detail: Value,
     request_id: Option<String>,
@@ -286,6 +290,7 @@ impl Template {
         };
         let action = permit.action().as_str();
         Ok(Line {
+            actor: permit.user().to_string(),
             decision: Some(decision),
             revision: Some(revision.0),
             ..self.undecided(action, outcome, self.detail.clone())?
@@ -326,7 +331,8 @@ impl Template {
                 };
                 let line = self.undecided(denied.action.as_str(), Outcome::Denied, self.detail.clone());
                 decision.and_then(|decision| {
-                    Ok(Line { decision: Some(decision), revision: Some(denied.revision.0), ..line? })
+                    let actor = denied.user.to_string();
+                    Ok(Line { actor, decision: Some(decision), revision: Some(denied.revision.0), ..line? })
                 })
             }
             Refusal::NotAResource { action, .. } => {

@@ -305,12 +305,13 @@ async fn read_users(
         let mut nodes = Vec::new();
         model.nodes_of(row.user_id, row.directory_id, row.groups.into_iter(), &mut nodes);
         let keys = [
-            Some(row.user_name.into_bytes()),
+            Some(row.user_name.clone().into_bytes()),
             row.external_id.filter(|_| by_sub).map(|sub| users::sub_key(&sub)),
         ];
         for key in keys.into_iter().flatten() {
             users::fits(&key, &nodes)?;
-            read.push(NewUser { id: row.user_id, suspended, key, nodes: nodes.clone() });
+            let name = row.user_name.clone();
+            read.push(NewUser { id: row.user_id, suspended, key, name, nodes: nodes.clone() });
         }
     }
     Ok(read)

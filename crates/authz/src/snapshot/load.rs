@@ -180,9 +180,10 @@ async fn stream(
     let mut nodes = Vec::new();
     let mut take = |person: Person<'_>, groups: &mut dyn Iterator<Item = i64>| {
         model.nodes_of(person.user_id, person.directory_id, groups, &mut nodes);
-        builder.push(person.user_id, person.suspended, person.name, &nodes)?;
+        let Person { user_id, suspended, name, .. } = person;
+        builder.push(user_id, suspended, name.as_bytes(), name, &nodes)?;
         match person.sub {
-            Some(sub) => builder.push(person.user_id, person.suspended, &users::sub_key(sub), &nodes),
+            Some(sub) => builder.push(user_id, suspended, &users::sub_key(sub), name, &nodes),
             None => Ok(()),
         }
     };
@@ -245,7 +246,7 @@ struct Person<'a> {
     user_id: i64,
     directory_id: Option<i32>,
     suspended: bool,
-    name: &'a [u8],
+    name: &'a str,
     sub: Option<&'a str>,
 }
 
@@ -279,7 +280,7 @@ impl People {
                 user_id: row.user_id,
                 directory_id: row.directory_id,
                 suspended: row.suspended,
-                name: text(row.text, row.name).as_bytes(),
+                name: text(row.text, row.name),
                 sub: row.sub.map(|length| text(row.text + row.name as usize, length)),
             }
         })

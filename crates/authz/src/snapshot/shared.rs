@@ -70,7 +70,14 @@ impl Shared {
         shared
     }
 
-    /// Asks the state, if it may be used.
+    /// The answer of the state, if that may be used.
+    #[inline]
+    pub(super) fn judge(&self, key: &[u8], action: &str) -> (Answer, Revision) {
+        self.ask(|state| state.judge(key, action, || self.database_micros()))
+            .unwrap_or((Answer::Unusable, Revision(0)))
+    }
+
+    /// What `ask` finds in the state, if that may be used, and the revision of the state.
     ///
     /// A thread keeps the state that it has seen last, so that a check writes no memory that others read: counting a
     /// reader in and out costs as much as the look-up.
@@ -78,21 +85,21 @@ impl Shared {
     /// INVARIANT: `good_until` is read first, because the refresher stores the state before it: so an old state is
     /// never judged by the time of a newer one (held by `state_is_never_older_than_its_time`).
     #[inline]
-    pub(super) fn judge(&self, key: &[u8], action: &str) -> (Answer, Revision) {
+    pub(super) fn ask<T>(&self, ask: impl FnOnce(&State) -> T) -> Option<(T, Revision)> {
         let good_until = self.good_until.load(Ordering::Acquire);
         let generation = self.generation.load(Ordering::Acquire);
         // It cannot be in use further up, and a thread that is ending has no answer.
-        let judged = SEEN.try_with(|seen| {
+        let asked = SEEN.try_with(|seen| {
             let mut seen = seen.try_borrow_mut().ok()?;
             if seen.0 != generation {
                 self.look(generation, &mut seen);
             }
             let state = seen.1.as_deref()?;
-            Some((state.judge(key, action, || self.database_micros()), state.revision))
+            Some((ask(state), state.revision))
         });
-        match judged {
-            Ok(Some(judged)) if clock::coarse() <= good_until => judged,
-            _ => (Answer::Unusable, Revision(0)),
+        match asked {
+            Ok(Some(asked)) if clock::coarse() <= good_until => Some(asked),
+            _ => None,
         }
     }
 

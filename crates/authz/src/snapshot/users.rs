@@ -4,8 +4,12 @@
 //! and a change rebuilds one small block:
 //!
 //! ```text
-//! users, memberships | bucket: eight tags (4), eight offsets | … | entry: user_id (2), shape, name (padded), nodes (sorted) | …
+//! users, memberships | bucket: eight tags (4), eight offsets | … | entry: user_id (2), shape, key (padded), nodes (sorted) | …
 //! ```
+//!
+//! The key of an entry is the user's name. An entry under a `sub` has the name behind the nodes: its length and the
+//! name, padded.
+//!
 //!
 //! The tags of a bucket are compared at once: to go from slot to slot is a branch that the processor mispredicts at
 //! every other look-up.
@@ -17,6 +21,7 @@ use foldhash::quality::RandomState;
 
 use super::actions::same_bytes;
 use crate::error::Error;
+use crate::name::UserName;
 
 const HEADER: usize = 2;
 /// Entries of a bucket, and its words: a tag of 16 bits and an offset for each.
@@ -24,7 +29,7 @@ const LANES: usize = 8;
 const BUCKET: usize = LANES / 2 + LANES;
 /// How many entries a bucket holds on average at most. One entry in fifty is then not in its first bucket.
 const FILL: u32 = 5;
-/// Words of an entry before its name.
+/// Words of an entry before its key.
 const ENTRY: usize = 3;
 /// So few that a bucket and its entry are mostly on one page of memory.
 const USERS_PER_SHARD: usize = 64;
@@ -68,6 +73,8 @@ pub(super) struct NewUser {
     pub(super) id: i64,
     pub(super) suspended: bool,
     pub(super) key: Vec<u8>,
+    /// Kept if the key is a `sub`.
+    pub(super) name: String,
     pub(super) nodes: Vec<u32>,
 }
 
@@ -101,6 +108,19 @@ impl Users {
     /// The user under a key: one bucket, one entry.
     #[inline]
     pub(super) fn get(&self, key: &[u8]) -> Option<User<'_>> {
+        self.find(key).map(|(user, _)| user)
+    }
+
+    /// The name of the user under the key of a `sub`.
+    pub(super) fn name_of(&self, key: &[u8]) -> Option<UserName> {
+        let (user, behind) = self.find(key)?;
+        let name = name_behind(user.key, behind)?;
+        std::str::from_utf8(name).ok().map(|name| UserName::stored(name.to_owned()))
+    }
+
+    /// The user under a key, and the words behind the nodes.
+    #[inline]
+    fn find(&self, key: &[u8]) -> Option<(User<'_>, &[u32])> {
         let hash = self.hash(key);
         let shard = self.shards.get(shard_of(hash, self.shift))?;
         let mut bucket = first_bucket(hash, shard.buckets);
@@ -109,9 +129,9 @@ impl Users {
             let mut lanes = zero_lanes(tags ^ of_all_lanes(tag_of(hash)));
             while lanes != 0 {
                 let offset = *offsets.get(lanes.trailing_zeros() as usize / 16)?;
-                let (user, _) = entry_at(&shard.words, offset as usize)?;
-                if same_bytes(user.key, key) {
-                    return Some(user);
+                let found = user_at(&shard.words, offset as usize)?;
+                if same_bytes(found.0.key, key) {
+                    return Some(found);
                 }
                 lanes &= lanes - 1;
             }
@@ -137,7 +157,14 @@ impl Users {
         let mut additions: std::collections::BTreeMap<usize, Vec<u32>> = std::collections::BTreeMap::new();
         for user in added {
             let shard = shard_of(self.hash(&user.key), self.shift);
-            write_entry(additions.entry(shard).or_default(), user.id, user.suspended, &user.key, &user.nodes);
+            write_entry(
+                additions.entry(shard).or_default(),
+                user.id,
+                user.suspended,
+                &user.key,
+                &user.name,
+                &user.nodes,
+            );
         }
         let mut shards = self.shards.to_vec();
         let (mut users, mut memberships, mut bytes) = (self.count, self.memberships, self.bytes);
@@ -198,12 +225,13 @@ impl Builder {
         user_id: i64,
         suspended: bool,
         key: &[u8],
+        name: &str,
         nodes: &[u32],
     ) -> Result<(), Error> {
         fits(key, nodes)?;
         let shard = shard_of(hash(&self.hasher, key), self.shift);
         if let Some(shard) = self.shards.get_mut(shard) {
-            write_entry(shard, user_id, suspended, key, nodes);
+            write_entry(shard, user_id, suspended, key, name, nodes);
         }
         Ok(())
     }
@@ -296,9 +324,9 @@ fn zero_lanes(lanes: u128) -> u128 {
     lanes.wrapping_sub(of_all_lanes(1)) & !lanes & of_all_lanes(1 << 15)
 }
 
-/// The entry at an offset, and its words.
+/// The user of the entry at an offset, and the words behind the nodes.
 #[inline]
-fn entry_at(shard: &[u32], offset: usize) -> Option<(User<'_>, &[u32])> {
+fn user_at(shard: &[u32], offset: usize) -> Option<(User<'_>, &[u32])> {
     let words = shard.get(offset..)?;
     let [low, high, shape] = *words.first_chunk::<ENTRY>()?;
     let name_len = (shape & ((1 << NAME_BITS) - 1)) as usize;
@@ -311,23 +339,45 @@ fn entry_at(shard: &[u32], offset: usize) -> Option<(User<'_>, &[u32])> {
         key,
         nodes: words.get(nodes_at..nodes_at + nodes_len)?,
     };
-    Some((user, words.get(..nodes_at + nodes_len)?))
+    Some((user, words.get(nodes_at + nodes_len..)?))
+}
+
+/// The entry at an offset, and its words.
+fn entry_at(shard: &[u32], offset: usize) -> Option<(User<'_>, &[u32])> {
+    let (user, behind) = user_at(shard, offset)?;
+    let name = name_behind(user.key, behind).map_or(0, |name| 1 + name.len().div_ceil(4));
+    let end = shard.len() - behind.len() + name;
+    Some((user, shard.get(offset..end)?))
+}
+
+/// The name in an entry under a `sub`.
+fn name_behind<'a>(key: &[u8], behind: &'a [u32]) -> Option<&'a [u8]> {
+    let (length, name) = behind.split_first().filter(|_| key.first() == Some(&ALIAS))?;
+    bytemuck::cast_slice::<u32, u8>(name).get(..*length as usize)
 }
 
 #[expect(
     clippy::cast_possible_truncation,
     reason = "`fits` has bounded the lengths; an id is cut in two halves"
 )]
-fn write_entry(words: &mut Vec<u32>, user_id: i64, suspended: bool, key: &[u8], nodes: &[u32]) {
+fn write_entry(words: &mut Vec<u32>, user_id: i64, suspended: bool, key: &[u8], name: &str, nodes: &[u32]) {
     let id = user_id.cast_unsigned();
     let shape = key.len() as u32 | (nodes.len() as u32) << NAME_BITS | u32::from(suspended) << 31;
     words.extend([id as u32, (id >> 32) as u32, shape]);
-    words.extend(key.chunks(4).map(|chunk| {
+    words.extend(padded(key));
+    words.extend_from_slice(nodes);
+    if key.first() == Some(&ALIAS) {
+        words.push(name.len() as u32);
+        words.extend(padded(name.as_bytes()));
+    }
+}
+
+fn padded(bytes: &[u8]) -> impl Iterator<Item = u32> {
+    bytes.chunks(4).map(|chunk| {
         let mut word = [0; 4];
         word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
         u32::from_ne_bytes(word)
-    }));
-    words.extend_from_slice(nodes);
+    })
 }
 
 /// All entries of a row of them, which need not be a shard yet.
@@ -421,13 +471,14 @@ mod tests {
     use super::*;
 
     fn new(user_id: i64, key: &str, nodes: &[u32]) -> NewUser {
-        NewUser { id: user_id, suspended: user_id % 3 == 0, key: key.into(), nodes: nodes.into() }
+        let name = format!("name of {user_id}");
+        NewUser { id: user_id, suspended: user_id % 3 == 0, key: key.into(), name, nodes: nodes.into() }
     }
 
     fn built(users: &[NewUser]) -> Users {
         let mut builder = Builder::new(users.len() / 3);
         for user in users {
-            builder.push(user.id, user.suspended, &user.key, &user.nodes).unwrap();
+            builder.push(user.id, user.suspended, &user.key, &user.name, &user.nodes).unwrap();
         }
         builder.finish().unwrap()
     }
@@ -495,10 +546,31 @@ mod tests {
 
     #[test]
     fn sub_is_an_alias_and_not_a_user() {
-        let mut users = [new(1, "a", &[1, 2]), new(1, "", &[1, 2])];
-        users[1].key = sub_key("a");
-        let users = built(&users);
-        assert_eq!((users.count, users.memberships), (1, 2));
-        assert_eq!(users.get(&sub_key("a")).unwrap().id, 1);
+        let given = ["", "a", "ab", "abcd", "ada@example.com"];
+        let alias = |id: i64, name: &str| NewUser { name: name.to_owned(), ..new(id, "", &[1, 2]) };
+        let list: Vec<_> = (0_i64..)
+            .zip(given.iter().cycle())
+            .take(600)
+            .flat_map(|(id, name)| {
+                let sub = NewUser { key: sub_key(&format!("s{id}")), ..alias(id, name) };
+                [new(id, &format!("s{id}"), &[1, 2]), sub]
+            })
+            .collect();
+        let users = built(&list);
+        assert_eq!((users.count, users.memberships), (600, 1_200));
+        for user in &list {
+            assert_eq!(users.get(&user.key).unwrap().id, user.id);
+            let named = users.name_of(&user.key).map(|name| name.to_string());
+            assert_eq!(named, (user.key[0] == ALIAS).then(|| user.name.clone()));
+        }
+        // Renamed: the other entries of the shards stay what they are.
+        let renamed = NewUser { key: sub_key("s7"), ..alias(7, "someone.else@example.com") };
+        let users = users.replace(&HashSet::from([7]), true, &[renamed]).unwrap();
+        assert_eq!(users.name_of(&sub_key("s7")).unwrap().as_str(), "someone.else@example.com");
+        for user in list.iter().filter(|user| user.id != 7) {
+            assert_eq!(users.get(&user.key).unwrap().id, user.id);
+            assert_eq!(users.name_of(&user.key).is_some(), user.key[0] == ALIAS);
+        }
+        assert!(users.get(b"s7").is_none());
     }
 }

@@ -83,7 +83,7 @@ where
         // INVARIANT: a permit is taken over only from this gate, for this action and for the user whom the
         // request names now; `extractor_takes_no_other_users_permit` and `extractor_takes_no_other_gates_permit`
         // hold it.
-        match gate.passed::<A>(parts).filter(|permit| *permit.user() == user) {
+        match gate.passed::<A>(parts, &user) {
             Some(permit) => Ok(Self(permit)),
             None => Ok(Self(Arc::new(gate.ask(Question::about(), &user).await?))),
         }

@@ -11,6 +11,7 @@ use http::{Request, Response};
 use tower_layer::Layer;
 use tower_service::Service;
 
+use crate::name::Principal;
 use crate::permit::{Action, On, Permit, Question};
 use crate::web::{Answer, Gate, Rejection};
 
@@ -41,32 +42,35 @@ impl Gate {
         GateLayer { gate: self.clone(), ask }
     }
 
-    /// A permit that this very gate gave this request before.
+    /// A permit that this very gate gave this request before, for this user.
     #[cfg(feature = "axum")]
-    pub(super) fn passed<A: 'static>(&self, parts: &Parts) -> Option<Arc<Permit<A>>> {
+    pub(super) fn passed<A: 'static>(&self, parts: &Parts, user: &Principal) -> Option<Arc<Permit<A>>> {
         let passed = parts.extensions.get::<Passed<A>>()?;
-        Arc::ptr_eq(&passed.gate.inner, &self.inner).then(|| Arc::clone(&passed.permit))
+        let same = Arc::ptr_eq(&passed.gate.inner, &self.inner) && passed.user == *user;
+        same.then(|| Arc::clone(&passed.permit))
     }
 
     async fn pass<A: 'static>(&self, ask: &Ask<A>, parts: &mut Parts) -> Result<(), Rejection> {
         let user = self.user(parts)?;
         let question = ask(self, parts)?;
         let permit = Arc::new(self.ask(question, &user).await?);
-        parts.extensions.insert(Passed { gate: self.clone(), permit: Arc::clone(&permit) });
+        parts.extensions.insert(Passed { gate: self.clone(), user, permit: Arc::clone(&permit) });
         parts.extensions.insert(permit);
         Ok(())
     }
 }
 
-/// What the extractor finds: a permit, and the gate that gave it, since another gate may ask another database.
+/// What the extractor finds: a permit, whom it was asked for, and the gate that gave it, since another gate may ask
+/// another database.
 struct Passed<A> {
     gate: Gate,
+    user: Principal,
     permit: Arc<Permit<A>>,
 }
 
 impl<A> Clone for Passed<A> {
     fn clone(&self) -> Self {
-        Self { gate: self.gate.clone(), permit: Arc::clone(&self.permit) }
+        Self { gate: self.gate.clone(), user: self.user.clone(), permit: Arc::clone(&self.permit) }
     }
 }
 

@@ -30,15 +30,20 @@ pub struct Change<A> {
     writer: Writer,
 }
 
-/// A transaction whose commit is durable, and in which triggers know who acts.
-pub(super) async fn begin(
-    authz: &Authz,
+/// From here on triggers know who acts: the user whom the decision found.
+pub(super) async fn act_as<A>(
+    connection: &mut PgConnection,
+    permit: &Permit<A>,
     record: &Template,
-) -> Result<Transaction<'static, Postgres>, Refusal> {
-    let mut tx = authz.pool().begin().await.map_err(Error::from)?;
-    let mut actor = Actor::new(record.user.as_str(), record.service.as_deref().unwrap_or_default());
+) -> Result<(), Refusal> {
+    let mut actor = Actor::new(permit.user().as_str(), record.service.as_deref().unwrap_or_default());
     actor.request_id.clone_from(&record.request_id);
-    audit::act_as(&mut tx, &actor).await?;
+    Ok(audit::act_as(connection, &actor).await?)
+}
+
+/// A transaction whose commit is durable.
+pub(super) async fn begin(authz: &Authz) -> Result<Transaction<'static, Postgres>, Refusal> {
+    let mut tx = authz.pool().begin().await.map_err(Error::from)?;
     sqlx::query!(
         r#"
         select case when current_setting('synchronous_commit') = 'off'
