@@ -1,7 +1,7 @@
 //! Sealing and verifying a trail, beside reading its rows out of the database with a plain `COPY` and beside digesting
 //! as many bytes; all of them in turns, since the machine may change its speed.
 
-#![expect(clippy::unwrap_used, clippy::cast_precision_loss, reason = "a benchmark may stop, and rounds")]
+#![expect(clippy::unwrap_used, reason = "a benchmark may stop")]
 
 use std::io::Write;
 use std::time::{Duration, Instant};

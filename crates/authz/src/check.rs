@@ -15,6 +15,8 @@ use crate::unregistered;
 /// as long as it has no statistics (held by the test `a_check_is_planned_once_and_never_compiled`). It reads nine tables
 /// by seven indexes: more than 16 locks in all would no longer be taken on the fast path (PostgreSQL 15, `lock.c`).
 /// `group_reach` compares names byte by byte, and a join under that order could not use the index of `group_actions`.
+/// Groups are looked up one by one for what was found, in expressions: joined to them, a deny read all groups of a small
+/// organisation.
 macro_rules! facts {
     ($found:tt, $user:expr, $action:expr, $patterns:expr) => {
         sqlx::query_as!(
@@ -23,7 +25,12 @@ macro_rules! facts {
             select r.revision as "revision!", s.status as "status?", s.user_name as "user_name?",
                    a.action_name is not null as "action_is_known!",
                    m.pattern as "pattern?", m.expires_at as "expires_at?", m.live as "live?", m.depth as "depth?",
-                   m.holder as "holder?", m.entry as "entry?"
+                   case when m.holder_id is not null
+                       then (select g.group_name from authz.groups g where g.group_id = m.holder_id)
+                   end as "holder?",
+                   case when m.entry_id is not null
+                       then (select g.group_name from authz.groups g where g.group_id = m.entry_id)
+                   end as "entry?"
             from (select revision from authz.revision limit 1) r
             left join (
                 select u.user_id, u.user_name, u.status, u.directory_id
@@ -37,14 +44,13 @@ macro_rules! facts {
             left join lateral (
                 select ua.action_name as pattern, ua.expires_at,
                        (ua.expires_at is null or ua.expires_at > statement_timestamp()) as live,
-                       0 as depth, null::bigint as holder_id, null::bigint as entry_id,
-                       null::text as holder, null::text as entry
+                       0 as depth, null::bigint as holder_id, null::bigint as entry_id
                 from authz.user_actions ua
                 where ua.user_id = s.user_id and ua.action_name = any ($3)
                 union all
                 select ga.action_name, ga.expires_at,
                        (ga.expires_at is null or ga.expires_at > statement_timestamp()),
-                       re.depth, re.holder_id, re.group_id, holder.group_name, entry.group_name
+                       re.depth, re.holder_id, re.group_id
                 from (
                     select gu.group_id from authz.group_users gu where gu.user_id = s.user_id
                     union all
@@ -53,8 +59,7 @@ macro_rules! facts {
                 join authz.group_reach re on re.group_id = mine.group_id and re.action_name = any ($3)
                 join authz.group_actions ga
                     on ga.group_id = re.holder_id and ga.action_name = (re.action_name collate "default")
-                join authz.groups holder on holder.group_id = re.holder_id and holder.status = 'active'
-                join authz.groups entry on entry.group_id = re.group_id
+                where (select h.status from authz.groups h where h.group_id = re.holder_id) = 'active'
                 order by live desc, depth, pattern, holder_id nulls first, entry_id
                 limit 1
             ) m on true
@@ -76,7 +81,12 @@ macro_rules! many_facts {
                    s.status as "status?", null::text as "user_name?",
                    exists (select from authz.actions a where a.action_name = q.action_name) as "action_is_known!",
                    m.pattern as "pattern?", m.expires_at as "expires_at?", m.live as "live?", m.depth as "depth?",
-                   m.holder as "holder?", m.entry as "entry?"
+                   case when m.holder_id is not null
+                       then (select g.group_name from authz.groups g where g.group_id = m.holder_id)
+                   end as "holder?",
+                   case when m.entry_id is not null
+                       then (select g.group_name from authz.groups g where g.group_id = m.entry_id)
+                   end as "entry?"
             from (
                 select u.n, u.key, u.action_name, string_to_array(u.patterns, ' ') as patterns
                 from unnest($1::text[], $2::text[], $3::text[]) with ordinality u (key, action_name, patterns, n)
@@ -93,14 +103,13 @@ macro_rules! many_facts {
             left join lateral (
                 select ua.action_name as pattern, ua.expires_at,
                        (ua.expires_at is null or ua.expires_at > statement_timestamp()) as live,
-                       0 as depth, null::bigint as holder_id, null::bigint as entry_id,
-                       null::text as holder, null::text as entry
+                       0 as depth, null::bigint as holder_id, null::bigint as entry_id
                 from authz.user_actions ua
                 where ua.user_id = s.user_id and ua.action_name = any (q.patterns)
                 union all
                 select ga.action_name, ga.expires_at,
                        (ga.expires_at is null or ga.expires_at > statement_timestamp()),
-                       re.depth, re.holder_id, re.group_id, holder.group_name, entry.group_name
+                       re.depth, re.holder_id, re.group_id
                 from (
                     select gu.group_id from authz.group_users gu where gu.user_id = s.user_id
                     union all
@@ -109,8 +118,7 @@ macro_rules! many_facts {
                 join authz.group_reach re on re.group_id = mine.group_id and re.action_name = any (q.patterns)
                 join authz.group_actions ga
                     on ga.group_id = re.holder_id and ga.action_name = (re.action_name collate "default")
-                join authz.groups holder on holder.group_id = re.holder_id and holder.status = 'active'
-                join authz.groups entry on entry.group_id = re.group_id
+                where (select h.status from authz.groups h where h.group_id = re.holder_id) = 'active'
                 order by live desc, depth, pattern, holder_id nulls first, entry_id
                 limit 1
             ) m on true
