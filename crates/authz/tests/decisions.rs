@@ -209,10 +209,10 @@ async fn a_check_is_planned_once_and_never_compiled() {
         &pool,
         "insert into authz.users (user_id, user_name) select n, format('u%s', n) from generate_series(1000, 6000) n;
          insert into authz.groups (group_id, group_name) select n, format('g%s', n) from generate_series(100, 400) n;
-         insert into authz.group_users select 100 + (n * 7 + k * 31) % 300, n from generate_series(1000, 6000) n, generate_series(1, 5) k
+         insert into authz.group_users select 100 + (n * 7 + k * 31) % 300, n from generate_series(1000, 6000) n, generate_series(1, 10) k
              on conflict do nothing;
          insert into authz.actions select format('a%s.b', n) from generate_series(1, 200) n;
-         insert into authz.group_actions (group_id, action_name) select 100 + n % 300, format('a%s.b', 1 + n % 199) from generate_series(1, 2000) n
+         insert into authz.group_actions (group_id, action_name) select 100 + n % 300, format('a%s.b', 1 + n % 199) from generate_series(1, 20000) n
              on conflict do nothing;
          analyze",
     )
