@@ -44,26 +44,36 @@ pub(super) async fn compare(
         going_group as (
             select p.group_id from authz.sync_plan_groups p where p.run_id = $1 and p.op = 'remove'
         ),
+        looked_at as (
+            -- Of groups that are not compared as a whole: the memberships that a staged row or a removal is about, one by one.
+            select gu.group_id, gu.user_id
+            from going_user x
+            cross join lateral (select m.group_id, m.user_id from authz.group_users m where m.user_id = x.user_id offset 0) gu
+            union
+            select g.group_id, m.user_id
+            from authz.sync_stage_gone_members m
+            join mirror_group g on g.external_id = m.group_external_id and not g.whole
+            where m.run_id = $1
+            union
+            select g.group_id, coalesce(p.user_id, u.user_id)
+            from authz.sync_stage_members m
+            join mirror_group g on g.external_id = m.group_external_id and not g.whole
+            left join authz.sync_plan_users p on p.run_id = $1 and p.external_id = m.member_external_id
+            left join authz.users u on u.external_id = m.member_external_id
+            where m.run_id = $1 and m.kind = 'user'
+        ),
         mirror_user_member as (
             select g.external_id, g.whole, gu.group_id, gu.user_id, gu.role
             from mirror_group g
             join authz.group_users gu on gu.group_id = g.group_id
             where g.whole
             union all
+            -- Lateral, as each is looked up by its key: to join all memberships takes longer the more there are.
             select g.external_id, g.whole, gu.group_id, gu.user_id, gu.role
-            from (
-                select user_id from going_user
-                union
-                select user_id from authz.sync_stage_gone_members where run_id = $1
-                union
-                select u.user_id
-                from authz.sync_stage_groups s
-                join authz.sync_stage_members m on m.run_id = $1 and m.group_external_id = s.external_id and m.kind = 'user'
-                join authz.users u on u.external_id = m.member_external_id
-                where s.run_id = $1 and (not s.members_listed or s.members_basis is not null)
-            ) looked_at
-            join authz.group_users gu on gu.user_id = looked_at.user_id
-            join mirror_group g on g.group_id = gu.group_id and not g.whole
+            from looked_at l
+            join mirror_group g on g.group_id = l.group_id and not g.whole
+            cross join lateral (select m.group_id, m.user_id, m.role from authz.group_users m
+                                where m.group_id = l.group_id and m.user_id = l.user_id offset 0) gu
         ),
         staged_user as (
             -- Users that will be there and may be members: the directory's own, and external ones if let in.

@@ -192,9 +192,10 @@ impl Run {
                    count(*) filter (where p.op = 'add') as "added!",
                    count(*) filter (where p.op = 'remove') as "removed!",
                    count(*) filter (where p.op = 'change') as "changed!",
-                   (select count(*) from authz.group_users m where m.group_id = max(g.group_id))
-                   + (select count(*) from authz.group_groups m where m.parent_group_id = max(g.group_id))
-                   + (select count(*) from authz.group_directories m where m.group_id = max(g.group_id)) as "before!"
+                   coalesce((select d.members from authz.group_digests d where d.group_id = max(g.group_id)),
+                            (select count(*) from authz.group_users m where m.group_id = max(g.group_id))
+                            + (select count(*) from authz.group_groups m where m.parent_group_id = max(g.group_id))
+                            + (select count(*) from authz.group_directories m where m.group_id = max(g.group_id))) as "before!"
             from authz.sync_plan_members p
             left join authz.groups g on g.group_id = p.group_id
             left join authz.sync_stage_groups s on s.run_id = $1 and s.external_id = p.group_external_id
@@ -227,9 +228,10 @@ impl Run {
         let rows = sqlx::query!(
             r#"
             select g.group_name, s.going as "going!", s.coming as "coming!",
-                   (select count(*) from authz.group_users m where m.group_id = g.group_id)
-                   + (select count(*) from authz.group_groups m where m.parent_group_id = g.group_id)
-                   + (select count(*) from authz.group_directories m where m.group_id = g.group_id) as "before!"
+                   coalesce((select d.members from authz.group_digests d where d.group_id = g.group_id),
+                            (select count(*) from authz.group_users m where m.group_id = g.group_id)
+                            + (select count(*) from authz.group_groups m where m.parent_group_id = g.group_id)
+                            + (select count(*) from authz.group_directories m where m.group_id = g.group_id)) as "before!"
             from (
                 select max(p.group_id) as group_id, count(*) filter (where p.op = 'remove') as going,
                        count(*) filter (where p.op = 'add') as coming
