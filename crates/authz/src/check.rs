@@ -13,7 +13,8 @@ use crate::unregistered;
 /// It is prepared once per connection and must be cheap in its generic plan, since Postgres chooses between that and
 /// planning anew each time, and compiles what looks expensive: hence each `limit 1`, where the planner expects many rows
 /// as long as it has no statistics, and the patterns behind a `select`, so that a plan for these very patterns never
-/// looks cheaper (held by the test `a_check_is_planned_once_and_never_compiled`). It reads nine tables by seven indexes: more than 16 locks in all would no longer be taken on the fast path (PostgreSQL 15, `lock.c`).
+/// looks cheaper (held by the test `a_check_is_planned_once_and_never_compiled`). It reads nine tables by seven indexes:
+/// more than 16 locks in all would no longer be taken on the fast path (PostgreSQL 15, `lock.c`).
 /// `group_reach` compares names byte by byte, and a join under that order could not use the index of `group_actions`.
 /// Groups are looked up one by one for what was found, in expressions: joined to them, a deny read all groups of a small
 /// organisation.
@@ -73,7 +74,7 @@ macro_rules! facts {
 
 /// The statement of many checks, with the condition that finds the user of the question `q`.
 macro_rules! many_facts {
-    ($found:tt, $users:expr, $actions:expr, $patterns:expr) => {
+    ($found:tt, $many:expr) => {
         sqlx::query_as!(
             Facts,
             r#"
@@ -124,9 +125,9 @@ macro_rules! many_facts {
             ) m on true
             order by q.n
             "#,
-            $users,
-            $actions,
-            $patterns,
+            &$many.users as &[&str],
+            &$many.actions as &[&str],
+            &$many.patterns,
         )
     };
 }
@@ -163,7 +164,7 @@ pub(crate) async fn ask(
     };
     let name = facts.user_name.take().map(UserName::stored);
     let decision = facts.decide()?;
-    warn_of_unknown(action, &decision);
+    warn_of_unknown(action.as_str(), &decision);
     Ok((decision, name))
 }
 
@@ -176,13 +177,11 @@ pub async fn check_many(
     executor: impl PgExecutor<'_>,
     questions: &[(UserName, ActionName)],
 ) -> Result<Vec<Decision>, Error> {
-    let many = Many::of(questions);
-    let Many { users, actions, patterns } = &many;
     if questions.is_empty() {
         return Ok(Vec::new());
     }
-    let facts = many_facts!("u.user_name = q.key", users as &[&str], actions as &[&str], patterns);
-    many.decide(facts.fetch_all(executor).await?)
+    let many = Many::of(questions);
+    many.decide(many_facts!("u.user_name = q.key", many).fetch_all(executor).await?)
 }
 
 /// The same for users who are known by the `sub` of a login.
@@ -193,13 +192,11 @@ pub async fn check_many_by_sub(
     executor: impl PgExecutor<'_>,
     questions: &[(Sub, ActionName)],
 ) -> Result<Vec<Decision>, Error> {
-    let many = Many::of(questions);
-    let Many { users, actions, patterns } = &many;
     if questions.is_empty() {
         return Ok(Vec::new());
     }
-    let facts = many_facts!("u.external_id = q.key", users as &[&str], actions as &[&str], patterns);
-    many.decide(facts.fetch_all(executor).await?)
+    let many = Many::of(questions);
+    many.decide(many_facts!("u.external_id = q.key", many).fetch_all(executor).await?)
 }
 
 /// Questions, column by column.
@@ -227,17 +224,15 @@ impl<'q> Many<'q> {
         }
         let decisions = facts.into_iter().map(Facts::decide).collect::<Result<Vec<_>, _>>()?;
         for (action, decision) in self.actions.iter().zip(&decisions) {
-            if let Decision::Deny(Deny { reason: DenyReason::UnknownAction, .. }) = decision {
-                unregistered::warn(action);
-            }
+            warn_of_unknown(action, decision);
         }
         Ok(decisions)
     }
 }
 
-fn warn_of_unknown(action: &ActionName, decision: &Decision) {
+fn warn_of_unknown(action: &str, decision: &Decision) {
     if let Decision::Deny(Deny { reason: DenyReason::UnknownAction, .. }) = decision {
-        unregistered::warn(action.as_str());
+        unregistered::warn(action);
     }
 }
 

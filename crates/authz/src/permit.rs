@@ -442,7 +442,8 @@ impl Denied {
 
 /// A permit for `A`, if `user` may do it now; decided as [`check`](crate::check()) decides.
 ///
-/// The user is a [`UserName`] or the [`Sub`](crate::Sub) of a login; the permit has the name either way. Pass a pool, or `&mut *transaction` to decide on what the transaction sees.
+/// The user is a [`UserName`] or the [`Sub`](crate::Sub) of a login; the permit has the name either way. Pass a pool, or
+/// `&mut *transaction` to decide on what the transaction sees.
 ///
 /// # Errors
 /// [`Refusal::Denied`] if the user may not, [`Refusal::Undecided`] if the database does not answer.
