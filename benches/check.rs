@@ -9,12 +9,12 @@ mod worlds;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use authz::{ActionName, UserName};
+use authz::{ActionName, Snapshot, UserName};
 use criterion::{Criterion, criterion_group, criterion_main};
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, PgPool};
 use tokio::runtime::Builder;
 
 use self::worlds::{MEDIUM, SMALL, World};
@@ -24,6 +24,7 @@ enum Ask {
     One,
     Many(Vec<(UserName, ActionName)>),
     Check(Vec<(UserName, ActionName)>),
+    Confirmed(Snapshot, Vec<(UserName, ActionName)>),
     Can(Vec<(UserName, ActionName)>),
     Explain(Vec<(UserName, ActionName)>),
 }
@@ -42,6 +43,10 @@ impl Ask {
             Self::Check(pairs) => {
                 let (user, action) = pick(pairs);
                 let _ = black_box(authz::check(connection, &user, &action).await.unwrap());
+            }
+            Self::Confirmed(snapshot, pairs) => {
+                let (user, action) = pick(pairs);
+                let _ = black_box(snapshot.check_confirmed(connection, &user, &action).await.unwrap());
             }
             Self::Can(pairs) => {
                 let (user, action) = pick(pairs);
@@ -112,10 +117,14 @@ fn check(criterion: &mut Criterion) {
         let database = runtime.block_on(world.build());
         let mut connection = runtime.block_on(PgConnection::connect(database.url())).unwrap();
         let [denied, allowed] = runtime.block_on(questions(&mut connection, world));
+        let pool = runtime.block_on(PgPool::connect(database.url())).unwrap();
+        let snapshot = runtime.block_on(Snapshot::options().start(pool)).unwrap();
         let many = denied.iter().take(90).chain(allowed.iter().take(10)).cloned().collect();
         let asks = [
             ("check/allow", Ask::Check(allowed.clone())),
             ("check/deny", Ask::Check(denied.clone())),
+            ("check_confirmed/allow", Ask::Confirmed(snapshot.clone(), allowed.clone())),
+            ("check_confirmed/deny", Ask::Confirmed(snapshot, denied.clone())),
             ("check_many of 100", Ask::Many(many)),
             ("authz.can/allow", Ask::Can(allowed.clone())),
             ("authz.can/deny", Ask::Can(denied.clone())),

@@ -512,6 +512,10 @@ impl<A: Action> Question<On<A>> {
 }
 
 impl<A> Question<A> {
+    pub(crate) const fn action(&self) -> &ActionName {
+        &self.action
+    }
+
     /// The resource, if it is about one.
     pub(crate) fn resource(&self) -> Option<&str> {
         self.resource.as_deref()
@@ -523,6 +527,21 @@ impl<A> Question<A> {
         user: UserKey<'_>,
     ) -> Result<Permit<A>, Refusal> {
         let (decision, name) = crate::check::ask(executor, user, &self.action).await?;
+        self.decided(user, name, decision)
+    }
+
+    pub(crate) fn ask_snapshot(self, snapshot: &Snapshot, user: UserKey<'_>) -> Result<Permit<A>, Refusal> {
+        let (verdict, name) = snapshot.ask(user, &self.action)?;
+        self.judged(user, name, verdict)
+    }
+
+    /// As the database has decided this question.
+    pub(crate) fn decided(
+        self,
+        user: UserKey<'_>,
+        name: Option<UserName>,
+        decision: Decision,
+    ) -> Result<Permit<A>, Refusal> {
         match decision {
             Decision::Allow(Allow { grant, revision, .. }) => self.permit(user, name, Some(grant), revision),
             Decision::Deny(deny) => {
@@ -532,8 +551,13 @@ impl<A> Question<A> {
         }
     }
 
-    pub(crate) fn ask_snapshot(self, snapshot: &Snapshot, user: UserKey<'_>) -> Result<Permit<A>, Refusal> {
-        let (verdict, name) = snapshot.ask(user, &self.action)?;
+    /// As a snapshot has judged it.
+    pub(crate) fn judged(
+        self,
+        user: UserKey<'_>,
+        name: Option<UserName>,
+        verdict: Verdict,
+    ) -> Result<Permit<A>, Refusal> {
         match verdict {
             Verdict::Allow { revision } => self.permit(user, name, None, revision),
             Verdict::Deny { reason, revision } => Err(self.denial(user, name, reason, None, revision)),

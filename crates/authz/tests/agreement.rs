@@ -501,6 +501,17 @@ async fn snapshot_follows_the_model(seed: u64) {
     let actions = ACTIONS.map(support::action);
     for step in 0..40 {
         let changed = change(&mut world, &mut names, &pool, &mut rng).await;
+        // Whether or not it has followed by now.
+        for n in (0..USERS * ACTIONS.len()).skip(step % 16).step_by(16) {
+            let (asked, action) = (support::user(&names[n / ACTIONS.len()]), &actions[n % ACTIONS.len()]);
+            let verdict = followed.check_confirmed(&pool, &asked, action).await.unwrap();
+            let wanted = expected(&world, n / ACTIONS.len(), action.as_str());
+            assert_eq!(
+                word(verdict),
+                wanted,
+                "confirmed: seed {seed}, step {step}, {asked} {action}, after {changed}"
+            );
+        }
         followed.at_least(authz::revision::current(&pool).await.unwrap()).await.unwrap();
         let fresh = if step % 8 == 0 {
             Some(Snapshot::options().listen(false).start(pool.clone()).await.unwrap())
@@ -519,6 +530,8 @@ async fn snapshot_follows_the_model(seed: u64) {
             assert_eq!(word(followed.check(user, action).unwrap()), wanted, "followed: {context}");
             if let Some(fresh) = &fresh {
                 assert_eq!(word(fresh.check(user, action).unwrap()), wanted, "fresh: {context}");
+                let confirmed = fresh.check_confirmed(&pool, user, action).await.unwrap();
+                assert_eq!(word(confirmed), wanted, "fresh, confirmed: {context}");
             }
         }
     }

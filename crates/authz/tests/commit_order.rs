@@ -5,7 +5,7 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -70,24 +70,26 @@ async fn readers_see_only_states_that_the_commit_order_explains() {
         .unwrap();
     let done = Arc::new(AtomicBool::new(false));
     let seen = Arc::new(Mutex::new(Seen::new()));
+    let committed = Arc::new(AtomicI64::new(start.0));
 
-    let readers: Vec<_> = (0..3)
+    let readers: Vec<_> = (0..4)
         .map(|reader| {
             let (snapshot, done, seen) = (snapshot.clone(), Arc::clone(&done), Arc::clone(&seen));
-            let authz = Authz::new(pool.clone());
+            let (authz, committed) = (Authz::new(pool.clone()), Arc::clone(&committed));
             tokio::spawn(async move {
                 let mut round = reader;
                 while !done.load(Ordering::Acquire) {
                     round += 1;
                     let writer = round % WRITERS;
                     for (side, name) in holders(writer).iter().enumerate() {
-                        let (revision, holds) = if reader == 0 {
-                            let decision = authz.check(name, &key(writer)).await.unwrap();
-                            (decision.revision(), decision.is_allow())
-                        } else {
-                            let verdict = snapshot.check(name, &key(writer)).unwrap();
-                            (verdict.revision(), verdict.is_allow())
+                        let least = committed.load(Ordering::SeqCst);
+                        let verdict = match reader {
+                            0 => authz.check(name, &key(writer)).await.unwrap().verdict(),
+                            1 => snapshot.check_confirmed(authz.pool(), name, &key(writer)).await.unwrap(),
+                            _ => snapshot.check(name, &key(writer)).unwrap(),
                         };
+                        let (revision, holds) = (verdict.revision(), verdict.is_allow());
+                        assert!(reader > 1 || revision.0 >= least, "{revision} is older than the question");
                         seen.lock().unwrap().insert((revision, writer, side, holds));
                     }
                     tokio::task::yield_now().await;
@@ -97,7 +99,7 @@ async fn readers_see_only_states_that_the_commit_order_explains() {
         .collect();
     let writers: Vec<_> = (0..WRITERS)
         .map(|writer| {
-            let pool = pool.clone();
+            let (pool, committed) = (pool.clone(), Arc::clone(&committed));
             tokio::spawn(async move {
                 let mut commits = Vec::new();
                 for transfer in 1..=TRANSFERS {
@@ -105,6 +107,7 @@ async fn readers_see_only_states_that_the_commit_order_explains() {
                     hand_over(&mut tx, writer, transfer % 2).await;
                     let revision = authz::revision::current(&mut *tx).await.unwrap();
                     tx.commit().await.unwrap();
+                    committed.fetch_max(revision.0, Ordering::SeqCst);
                     commits.push((revision, writer, transfer % 2));
                 }
                 commits

@@ -9,6 +9,7 @@ use super::actions::Actions;
 use super::changes::Changes;
 use super::load::{Loaded, ended, state, suspended};
 use super::model::{Model, Node, end_of};
+use super::poll::Mark;
 use super::state::State;
 use super::users::{self, Duplicate, NewUser};
 use crate::decision::Revision;
@@ -36,7 +37,7 @@ pub(super) async fn follow(
     mut model: Model,
     old: Arc<State>,
     changes: Changes,
-    revision: Revision,
+    at: (Revision, Mark),
     by_sub: bool,
 ) -> Result<Option<Loaded>, Error> {
     let quarter = old.users.count / 4 + 1_000;
@@ -83,7 +84,7 @@ pub(super) async fn follow(
                 Err(Duplicate) => return Ok(None),
             }
         };
-        let state = state(revision, users, actions, &model);
+        let state = state(at, users, actions, &model);
         Ok(Some(Loaded { model, state }))
     })
     .await

@@ -8,6 +8,7 @@ use sqlx::{Executor, PgConnection};
 use super::actions::Actions;
 use super::copy::{Field, Rows};
 use super::model::{Model, Node, end_of};
+use super::poll::Mark;
 use super::state::{Size, State};
 use super::users::{self, Builder, Duplicate};
 use crate::decision::Revision;
@@ -52,7 +53,7 @@ pub(super) struct Loaded {
 /// [`Error::Database`], or [`Error::Unreadable`] for what this version does not understand.
 pub(super) async fn load(
     connection: &mut PgConnection,
-    revision: Revision,
+    at: (Revision, Mark),
     by_sub: bool,
 ) -> Result<Loaded, Error> {
     let (model, names) = graph(connection).await?;
@@ -81,7 +82,7 @@ pub(super) async fn load(
         .map_err(ended)?
         .map_err(|Duplicate| Error::Unreadable { what: "one name of two users".to_owned() })?;
     let model = Arc::into_inner(model).ok_or(Error::SnapshotClosed)?;
-    let state = state(revision, users, Arc::new(actions), &model);
+    let state = state(at, users, Arc::new(actions), &model);
     Ok(Loaded { model, state })
 }
 
@@ -91,14 +92,19 @@ pub(super) fn ended(_: tokio::task::JoinError) -> Error {
 }
 
 /// A state with its size.
-pub(super) fn state(revision: Revision, users: users::Users, actions: Arc<Actions>, model: &Model) -> State {
+pub(super) fn state(
+    (revision, mark): (Revision, Mark),
+    users: users::Users,
+    actions: Arc<Actions>,
+    model: &Model,
+) -> State {
     let size = Size {
         users: users.count,
         groups: model.groups(),
         memberships: users.memberships,
         bytes: users.bytes + actions.bytes() + model.bytes(),
     };
-    State { revision, users, actions, size }
+    State { revision, mark, users, actions, size }
 }
 
 /// Everything but users and memberships, and the names of the actions.

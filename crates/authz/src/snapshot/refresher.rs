@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::load::{Loaded, load};
 use super::model::Model;
-use super::poll::{self, Mark, Poll};
+use super::poll::{self, Poll};
 use super::shared::Shared;
 use super::state::State;
 use super::{Options, changes, follow, listen};
@@ -25,8 +25,6 @@ pub(super) struct Refresher {
     shared: Arc<Shared>,
     /// Gone after a refresh that failed half-way: the next one loads all.
     model: Option<Model>,
-    /// Which change made the revision of the state.
-    mark: Mark,
     owner: watch::Receiver<bool>,
     closing: watch::Receiver<bool>,
     failing: bool,
@@ -64,8 +62,7 @@ impl Refresher {
     ) -> Result<(Self, Arc<Shared>, watch::Sender<bool>), Error> {
         let started = Instant::now();
         let mut kind = Kind::Full;
-        let mut mark = Mark::default();
-        let outcome = refresh(&options, &pool, None, (&mut None, &mut mark), &mut kind).await;
+        let outcome = refresh(&options, &pool, None, &mut None, &mut kind).await;
         count(kind, outcome.is_ok(), started.elapsed());
         let Refreshed { poll, loaded: Some(Loaded { model, state }) } = outcome? else {
             return Err(Error::SnapshotClosed);
@@ -82,7 +79,6 @@ impl Refresher {
             options,
             pool,
             model: Some(model),
-            mark,
             owner: owner.subscribe(),
             closing: shared.closing(),
             shared: Arc::clone(&shared),
@@ -123,8 +119,7 @@ impl Refresher {
         let old = arc_swap::Guard::into_inner(self.shared.state());
         let known = old.revision;
         let mut kind = Kind::Poll;
-        let refreshed =
-            refresh(&self.options, &self.pool, Some(old), (&mut self.model, &mut self.mark), &mut kind).await;
+        let refreshed = refresh(&self.options, &self.pool, Some(old), &mut self.model, &mut kind).await;
         count(kind, refreshed.is_ok(), started.elapsed());
         match refreshed {
             Ok(Refreshed { mut poll, loaded }) => {
@@ -181,12 +176,12 @@ async fn refresh(
     options: &Options,
     pool: &PgPool,
     old: Option<Arc<State>>,
-    (model, mark): (&mut Option<Model>, &mut Mark),
+    model: &mut Option<Model>,
     kind: &mut Kind,
 ) -> Result<Refreshed, Error> {
     let patience = options.max_staleness.max(LEAST_PATIENCE);
     let mut connection = within(patience, async { Ok(pool.acquire().await?) }).await?;
-    let refreshed = refresh_on(options, &mut connection, old, (model, mark), kind).await;
+    let refreshed = refresh_on(options, &mut connection, old, model, kind).await;
     if refreshed.is_err() {
         drop(connection.detach());
     }
@@ -197,7 +192,7 @@ async fn refresh_on(
     options: &Options,
     connection: &mut PgConnection,
     old: Option<Arc<State>>,
-    (model, mark): (&mut Option<Model>, &mut Mark),
+    model: &mut Option<Model>,
     kind: &mut Kind,
 ) -> Result<Refreshed, Error> {
     let patience = options.max_staleness.max(LEAST_PATIENCE);
@@ -212,17 +207,16 @@ async fn refresh_on(
         // Another standby than before, which is not as far: what has been answered already is not taken back.
         return Err(Error::SnapshotBehind { wanted: old.revision, has: poll.revision });
     }
-    let known = (old.as_ref().map(|old| old.revision), *mark);
-    let unchanged = model.is_some() && known == (Some(poll.revision), poll.mark);
+    let at = (poll.revision, poll.mark);
+    let unchanged = model.is_some() && old.as_ref().is_some_and(|old| (old.revision, old.mark) == at);
     if !unchanged {
         *kind = Kind::Incremental;
         if let (Some(model), Some(old)) = (model.take(), old) {
             loaded = within(patience, async {
-                match changes::since(&mut transaction, (old.revision, *mark), poll.revision).await? {
+                match changes::since(&mut transaction, (old.revision, old.mark), poll.revision).await? {
                     None => Ok(None),
                     Some(found) => {
-                        follow::follow(&mut transaction, model, old, found, poll.revision, options.by_sub)
-                            .await
+                        follow::follow(&mut transaction, model, old, found, at, options.by_sub).await
                     }
                 }
             })
@@ -231,11 +225,10 @@ async fn refresh_on(
         if loaded.is_none() {
             *kind = Kind::Full;
             let patience = options.max_staleness.saturating_mul(10).max(LOAD_PATIENCE);
-            loaded = Some(within(patience, load(&mut transaction, poll.revision, options.by_sub)).await?);
+            loaded = Some(within(patience, load(&mut transaction, at, options.by_sub)).await?);
         }
     }
     within(patience, async { Ok(transaction.commit().await?) }).await?;
-    *mark = poll.mark;
     Ok(Refreshed { poll, loaded })
 }
 

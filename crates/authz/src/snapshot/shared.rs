@@ -112,7 +112,7 @@ impl Shared {
     /// Why the state may not be used.
     #[cold]
     pub(super) fn why_not(&self) -> Error {
-        if *self.closed.borrow() {
+        if self.is_closed() {
             return Error::SnapshotClosed;
         }
         let age = self.age();
@@ -182,7 +182,7 @@ impl Shared {
         self.directory_age.store(directory_age, Ordering::Release);
         self.as_of.store(poll.as_of, Ordering::Release);
         self.good_until.store(if too_old { 0 } else { good_until }, Ordering::Release);
-        if *self.closed.borrow() {
+        if self.is_closed() {
             // Closed meanwhile: whoever comes second stores the end.
             self.good_until.store(0, Ordering::Release);
         }
@@ -205,7 +205,7 @@ impl Shared {
                 }
             }
         };
-        if *self.closed.borrow() {
+        if self.is_closed() {
             return Err(Error::SnapshotClosed);
         }
         tokio::time::timeout(self.max_staleness, arrived)
@@ -217,6 +217,15 @@ impl Shared {
     pub(super) fn close(&self) {
         self.closed.send_replace(true);
         self.good_until.store(0, Ordering::Release);
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        *self.closed.borrow()
+    }
+
+    /// What [`Options::max_directory_age`] has set.
+    pub(super) fn max_directory_age(&self) -> Option<Duration> {
+        self.max_directory_age
     }
 
     pub(super) fn closing(&self) -> watch::Receiver<bool> {
@@ -243,7 +252,8 @@ mod tests {
 
     fn state(revision: i64) -> State {
         let users = Builder::new(0).finish().unwrap();
-        crate::snapshot::load::state(Revision(revision), users, Arc::default(), &Model::default())
+        let at = (Revision(revision), super::super::poll::Mark::default());
+        crate::snapshot::load::state(at, users, Arc::default(), &Model::default())
     }
 
     fn poll(as_of: u64) -> Poll {

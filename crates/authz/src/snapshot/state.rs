@@ -3,13 +3,17 @@
 use std::sync::Arc;
 
 use super::actions::Actions;
+use super::poll::Mark;
 use super::row::Reach;
-use super::users::Users;
+use super::users::{self, Users};
 use crate::decision::Revision;
+use crate::name::{UserKey, UserName};
 
 /// The permissions as of one revision.
 pub(super) struct State {
     pub(super) revision: Revision,
+    /// Which change made the revision.
+    pub(super) mark: Mark,
     pub(super) users: Users,
     pub(super) actions: Arc<Actions>,
     /// With what the refresher keeps beside the state.
@@ -52,6 +56,24 @@ impl State {
                 Reach::Until(_) => Answer::Expired,
                 Reach::Never => Answer::NoGrant,
             },
+        }
+    }
+}
+
+impl State {
+    /// [`Self::judge`] of a user by name or by `sub`, with the name where that was the key.
+    #[inline]
+    pub(super) fn ask(
+        &self,
+        user: UserKey<'_>,
+        action: &str,
+        now: impl FnOnce() -> i64,
+    ) -> (Answer, Option<UserName>) {
+        match user {
+            UserKey::Name(name) => (self.judge(name.as_str().as_bytes(), action, now), None),
+            UserKey::Sub(sub) => users::with_sub_key(sub.as_str(), |key| {
+                (self.judge(key, action, now), self.users.name_of(key))
+            }),
         }
     }
 }
