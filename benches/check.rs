@@ -25,6 +25,7 @@ enum Ask {
     Many(Vec<(UserName, ActionName)>),
     Check(Vec<(UserName, ActionName)>),
     Confirmed(Snapshot, Vec<(UserName, ActionName)>),
+    ManyConfirmed(Snapshot, Vec<(UserName, ActionName)>),
     Can(Vec<(UserName, ActionName)>),
     Explain(Vec<(UserName, ActionName)>),
 }
@@ -48,6 +49,9 @@ impl Ask {
                 let (user, action) = pick(pairs);
                 let _ = black_box(snapshot.check_confirmed(connection, &user, &action).await.unwrap());
             }
+            Self::ManyConfirmed(snapshot, questions) => {
+                black_box(snapshot.check_many_confirmed(connection, questions).await.unwrap());
+            }
             Self::Can(pairs) => {
                 let (user, action) = pick(pairs);
                 let can: bool = sqlx::query_scalar("select authz.can($1, $2)")
@@ -68,7 +72,7 @@ impl Ask {
     /// How many questions it answers at once.
     fn questions(&self) -> f64 {
         match self {
-            Self::Many(questions) => float(questions.len()),
+            Self::Many(questions) | Self::ManyConfirmed(_, questions) => float(questions.len()),
             _ => 1.0,
         }
     }
@@ -119,13 +123,14 @@ fn check(criterion: &mut Criterion) {
         let [denied, allowed] = runtime.block_on(questions(&mut connection, world));
         let pool = runtime.block_on(PgPool::connect(database.url())).unwrap();
         let snapshot = runtime.block_on(Snapshot::options().start(pool)).unwrap();
-        let many = denied.iter().take(90).chain(allowed.iter().take(10)).cloned().collect();
+        let many: Vec<_> = denied.iter().take(90).chain(allowed.iter().take(10)).cloned().collect();
         let asks = [
             ("check/allow", Ask::Check(allowed.clone())),
             ("check/deny", Ask::Check(denied.clone())),
             ("check_confirmed/allow", Ask::Confirmed(snapshot.clone(), allowed.clone())),
-            ("check_confirmed/deny", Ask::Confirmed(snapshot, denied.clone())),
-            ("check_many of 100", Ask::Many(many)),
+            ("check_confirmed/deny", Ask::Confirmed(snapshot.clone(), denied.clone())),
+            ("check_many of 100", Ask::Many(many.clone())),
+            ("check_many_confirmed of 100", Ask::ManyConfirmed(snapshot, many)),
             ("authz.can/allow", Ask::Can(allowed.clone())),
             ("authz.can/deny", Ask::Can(denied.clone())),
             ("explain/allow", Ask::Explain(allowed)),

@@ -301,8 +301,8 @@ impl Options {
 
     /// How long ago the last complete sync of each directory may be before checks are [`Error::DirectoryStale`]; a
     /// directory that was never synced counts as too old. No bound unless set.
-    pub const fn max_directory_age(mut self, max: Option<Duration>) -> Self {
-        self.max_directory_age = max;
+    pub const fn max_directory_age(mut self, max: Duration) -> Self {
+        self.max_directory_age = Some(max);
         self
     }
 

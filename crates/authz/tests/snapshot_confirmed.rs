@@ -74,6 +74,8 @@ async fn every_verdict_is_that_of_the_check() {
         if late {
             run(&pool, "insert into authz.user_actions (user_id, action_name) values (2, 'a')").await;
         }
+        let mut questions = Vec::new();
+        let mut answers = Vec::new();
         for name in ["ada", "bob", "eve", "nobody"] {
             let sub = Sub::parse(&format!("sub-{name}")).unwrap();
             for asked in ["a", "a.web", "b", "unregistered"] {
@@ -82,8 +84,12 @@ async fn every_verdict_is_that_of_the_check() {
                 assert_eq!(by_name, wanted, "{name} {asked} {late}");
                 let by_sub = snapshot.check_confirmed(&pool, &sub, &action(asked)).await.unwrap();
                 assert_eq!(by_sub, wanted, "{name} {asked} {late}");
+                questions.push((user(name), action(asked)));
+                answers.push(wanted);
             }
         }
+        assert_eq!(snapshot.check_many_confirmed(&pool, &questions).await.unwrap(), answers, "{late}");
+        assert_eq!(snapshot.check_many_confirmed(&pool, &[]).await.unwrap(), []);
     }
 }
 
@@ -171,7 +177,7 @@ async fn an_old_snapshot_still_answers_and_a_closed_one_does_not() {
 async fn a_directory_that_is_too_old_is_an_error_here_too() {
     let (_database, pool) = database().await;
     run(&pool, WORLD).await;
-    let snapshot = asleep().max_directory_age(Some(LONG)).start(pool.clone()).await.unwrap();
+    let snapshot = asleep().max_directory_age(LONG).start(pool.clone()).await.unwrap();
     let mut connection = pool.acquire().await.unwrap();
     assert!(may(&snapshot, &mut connection, "ada").await);
     run(

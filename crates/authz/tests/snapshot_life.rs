@@ -229,7 +229,7 @@ async fn directory_that_is_not_mirrored_any_more_is_an_error() {
     let max = Duration::from_hours(1);
     let snapshot = Snapshot::options()
         .poll_interval(Duration::from_millis(30))
-        .max_directory_age(Some(max))
+        .max_directory_age(max)
         .start(pool.clone())
         .await
         .unwrap();

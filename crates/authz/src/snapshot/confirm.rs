@@ -1,6 +1,8 @@
 //! Answers from memory that the database confirms: certain as those of [`check`](crate::check()), for the price of
 //! reading its revision.
 
+use std::sync::Arc;
+
 use sqlx::{Acquire, PgConnection, Postgres};
 
 use super::Snapshot;
@@ -49,8 +51,8 @@ impl Snapshot {
     /// snapshot's. So the answer is never older than the question, however old the snapshot is. In
     /// `read committed` the next statement may see more; in `repeatable read` it sees the same.
     ///
-    /// By `sub` the snapshot answers with [`Options::by_sub`](super::Options::by_sub), otherwise the database always
-    /// does. With [`Options::max_directory_age`](super::Options::max_directory_age) there is one more round trip.
+    /// By `sub` the snapshot answers with [`Options::by_sub`](super::Options::by_sub); without, the database always does, so
+    /// that [`check`](crate::check()) is the better question. With [`Options::max_directory_age`](super::Options::max_directory_age) there is one more round trip.
     ///
     /// ```no_run
     /// # use authz::{ActionName, Snapshot, UserName};
@@ -80,6 +82,30 @@ impl Snapshot {
             Confirmed::Here(verdict, _) => verdict,
             Confirmed::There(decision, _) => decision.verdict(),
         })
+    }
+
+    /// The same of many questions, all of what the connection sees at one moment; see
+    /// [`check_many`](crate::check_many()). In the order of the questions.
+    ///
+    /// # Errors
+    /// As [`check_confirmed`](Self::check_confirmed): none of the questions is answered then.
+    pub async fn check_many_confirmed<'c>(
+        &self,
+        connection: impl Acquire<'c, Database = Postgres>,
+        questions: &[(UserName, ActionName)],
+    ) -> Result<Vec<Verdict>, Error> {
+        let mut connection = connection.acquire().await?;
+        if let Some((seen, state)) = self.confirm(&mut connection).await? {
+            return questions
+                .iter()
+                .map(|(user, action)| {
+                    let (answer, _) = state.ask(user.into(), action.as_str(), || seen.now);
+                    self.verdict(answer, seen.revision, action)
+                })
+                .collect();
+        }
+        let decisions = crate::check_many(&mut *connection, questions).await?;
+        Ok(decisions.iter().map(Decision::verdict).collect())
     }
 
     /// A permit for `A`, decided as [`check_confirmed`](Self::check_confirmed) decides. It names the grant only if the
@@ -129,6 +155,20 @@ impl Snapshot {
 }
 
 impl Snapshot {
+    /// The state that the connection sees, if the snapshot has it.
+    async fn confirm(&self, connection: &mut PgConnection) -> Result<Option<(Seen, Arc<State>)>, Error> {
+        if self.shared.is_closed() {
+            return Err(Error::SnapshotClosed);
+        }
+        if let Some(max) = self.shared.max_directory_age() {
+            directory::require_fresh(&mut *connection, max).await?;
+        }
+        let seen = look(connection).await?;
+        // Taken after the look: the state may have caught up meanwhile, and is compared as it is.
+        let state = arc_swap::Guard::into_inner(self.shared.state());
+        Ok(seen.is(&state).then_some((seen, state)))
+    }
+
     /// The answer for whatever the connection sees, changes of its own transaction included.
     async fn ask_confirmed(
         &self,
@@ -136,20 +176,12 @@ impl Snapshot {
         user: UserKey<'_>,
         action: &ActionName,
     ) -> Result<Confirmed, Error> {
-        if self.shared.is_closed() {
-            return Err(Error::SnapshotClosed);
-        }
-        if let Some(max) = self.shared.max_directory_age() {
-            directory::require_fresh(&mut *connection, max).await?;
-        }
-        if self.by_sub || matches!(user, UserKey::Name(_)) {
-            let seen = look(&mut *connection).await?;
-            // Taken after the look: the state may have caught up meanwhile, and is compared as it is.
-            let state = self.shared.state();
-            if seen.is(&state) {
-                let (answer, name) = state.ask(user, action.as_str(), || seen.now);
-                return Ok(Confirmed::Here(self.verdict(answer, seen.revision, action)?, name));
-            }
+        let confirmed = self.confirm(&mut *connection).await?;
+        if let Some((seen, state)) = confirmed
+            && (self.by_sub || matches!(user, UserKey::Name(_)))
+        {
+            let (answer, name) = state.ask(user, action.as_str(), || seen.now);
+            return Ok(Confirmed::Here(self.verdict(answer, seen.revision, action)?, name));
         }
         let (decision, name) = crate::check::ask(connection, user, action).await?;
         Ok(Confirmed::There(decision, name))

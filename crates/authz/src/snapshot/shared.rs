@@ -297,7 +297,7 @@ mod tests {
 
     #[test]
     fn directory_that_is_too_old_stops_all_answers() {
-        let options = Options::default().max_directory_age(Some(Duration::from_mins(1)));
+        let options = Options::default().max_directory_age(Duration::from_mins(1));
         for (directory, usable) in [
             (None, true),
             (Some(DirectoryAge::Ago(Duration::from_secs(5))), true),
