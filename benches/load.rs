@@ -28,7 +28,7 @@ const SLICES: usize = 101;
 /// Checks between two looks at the clock.
 const BATCH: usize = 100;
 /// How often quiet and busy times take turns, and how long each is.
-const TURNS: usize = 8;
+const TURNS: usize = 6;
 const TURN: Duration = Duration::from_secs(1);
 const BETWEEN_REFRESHES: Duration = Duration::from_millis(10);
 
@@ -148,30 +148,45 @@ fn nanos_each<A>(questions: &[Question], ask: impl Fn(&Question) -> A) -> f64 {
     float(u64::try_from(start.elapsed().as_nanos()).unwrap()) / float(u64::try_from(questions.len()).unwrap())
 }
 
-/// What batches of checks take on a thread of their own, in turns with and without refreshes.
+/// What batches of checks take on a thread of their own: while nothing happens, while another snapshot follows changes,
+/// and while the one that is asked does, in turns.
 fn refresh(runtime: &Runtime, pool: &PgPool, snapshot: &Snapshot, answers: &[(&str, Vec<Question>)]) {
     let questions: Vec<Question> = answers.iter().flat_map(|(_, questions)| questions).cloned().collect();
-    let [mut quiet, mut busy] = [Vec::new(), Vec::new()];
-    let mut refreshes = 0;
-    let mut next = questions.chunks_exact(BATCH).cycle();
-    for _ in 0..TURNS {
-        batches(snapshot, &mut next, &mut quiet, || {
-            std::thread::sleep(TURN);
-        });
-        batches(snapshot, &mut next, &mut busy, || refreshes += runtime.block_on(change(pool, snapshot)));
+    let hour = Duration::from_hours(1);
+    let idle = Snapshot::options().listen(false).poll_interval(hour).max_staleness(hour * 3);
+    let idle = runtime.block_on(idle.start(pool.clone())).unwrap();
+    for pattern in ["area1.task1", "*"] {
+        let [mut quiet, mut beside, mut busy] = [Vec::new(), Vec::new(), Vec::new()];
+        let mut refreshes = 0;
+        let mut next = questions.chunks_exact(BATCH).cycle();
+        for _ in 0..TURNS {
+            batches(&idle, &mut next, &mut quiet, || std::thread::sleep(TURN));
+            for (asked, times) in [(&idle, &mut beside), (snapshot, &mut busy)] {
+                batches(asked, &mut next, times, || {
+                    refreshes += runtime.block_on(change(pool, snapshot, pattern));
+                });
+            }
+        }
+        let permilles = |times: &mut Vec<Duration>| {
+            times.sort_unstable();
+            [500, 990, 999].map(|permille| times.get((times.len() - 1) * permille / 1_000).copied().unwrap())
+        };
+        let [quiet, beside, busy] = [quiet, beside, busy].map(|mut times| permilles(&mut times));
+        println!(
+            "{BATCH} checks, p50, p99, p99.9: {quiet:.1?}; while another follows a grant of `{pattern}` {beside:.1?}; while \
+             this one does {busy:.1?}, {refreshes} refreshes"
+        );
+        let times = |at: usize| {
+            let [quiet, beside, busy] =
+                [quiet, beside, busy].map(|figures| figures.get(at).copied().unwrap());
+            (beside.div_duration_f64(quiet), busy.div_duration_f64(quiet), busy.div_duration_f64(beside))
+        };
+        for (name, at) in [("p50", 0), ("p99", 1)] {
+            let (beside, busy, alone) = times(at);
+            println!("  {name}: another {beside:.2} times, this one {busy:.2} times, of another {alone:.2}");
+        }
     }
-    let p99 = |times: &mut Vec<Duration>| {
-        times.sort_unstable();
-        let at = |permille: usize| times.get((times.len() - 1) * permille / 1_000).copied().unwrap();
-        (at(500), at(990), at(999))
-    };
-    let (quiet, busy) = (p99(&mut quiet), p99(&mut busy));
-    println!("{BATCH} checks, p50, p99 and p99.9: {quiet:?} without refreshes, {busy:?} with {refreshes}");
-    println!(
-        "p50 {:.2} times, p99 {:.2} times",
-        busy.0.div_duration_f64(quiet.0),
-        busy.1.div_duration_f64(quiet.1)
-    );
+    runtime.block_on(idle.shutdown());
 }
 
 /// Measures batches on a thread of their own while something else is done on this one.
@@ -199,7 +214,7 @@ fn batches<'a>(
 }
 
 /// For one turn, gives somebody a right, or takes it away, and waits for the snapshot, again and again.
-async fn change(pool: &PgPool, snapshot: &Snapshot) -> usize {
+async fn change(pool: &PgPool, snapshot: &Snapshot, pattern: &str) -> usize {
     let mut refreshes = 0;
     let start = Instant::now();
     let mut due = tokio::time::interval(BETWEEN_REFRESHES);
@@ -207,11 +222,11 @@ async fn change(pool: &PgPool, snapshot: &Snapshot) -> usize {
     while start.elapsed() < TURN {
         due.tick().await;
         let statement = if refreshes % 2 == 0 {
-            "insert into authz.user_actions (user_id, action_name) values (1, '*') on conflict do nothing"
+            "insert into authz.user_actions (user_id, action_name) values (1, $1) on conflict do nothing"
         } else {
-            "delete from authz.user_actions where user_id = 1 and action_name = '*'"
+            "delete from authz.user_actions where user_id = 1 and action_name = $1"
         };
-        sqlx::query(statement).execute(pool).await.unwrap();
+        sqlx::query(statement).bind(pattern).execute(pool).await.unwrap();
         snapshot.at_least(authz::revision::current(pool).await.unwrap()).await.unwrap();
         refreshes += 1;
     }
