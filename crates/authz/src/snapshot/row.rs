@@ -10,7 +10,8 @@ pub(super) const NEVER: i64 = i64::MAX;
 pub(super) struct Row {
     /// Two sets of bits, one behind the other, so that a check finds both in one place.
     ///
-    /// First: the nodes that reach a grant without an end; a node past the last word does not. Then a power of two of
+    /// First: the nodes that reach a grant without an end, and a word of zeros, which stands for all words behind it:
+    /// nobody can predict whether a node lies there, so a branch on that costs more than a look. Then a power of two of
     /// words, or none: where a node's bit is not set at its place in them, modulo their number, the node reaches no
     /// grant with an end. Grants with an end are few, so this is small and most denies end here.
     words: Arc<[u64]>,
@@ -61,6 +62,7 @@ impl Row {
                 *word |= 1 << (node & 63);
             }
         }
+        always.push(0);
         // Nodes are numbered with 32 bits, so their words are as well.
         let words_always = u32::try_from(always.len()).unwrap_or(u32::MAX);
         always.append(&mut perhaps);
@@ -73,17 +75,12 @@ impl Row {
         let Some((always, perhaps)) = self.words.split_at_checked(self.always as usize) else {
             return Reach::Never;
         };
-        // Loops without a branch on what they find: nobody can predict at which node an answer lies.
-        let found = |words: &[u64], mask: usize| {
-            nodes.iter().fold(0, |found, &node| {
-                found | words.get(word_of(node) & mask).copied().unwrap_or_default() >> (node & 63)
-            }) & 1
-                == 1
-        };
-        if found(always, usize::MAX) {
+        let last = always.len().wrapping_sub(1);
+        if finds(always, nodes, |at| at.min(last)) {
             return Reach::Always;
         }
-        if !perhaps.is_empty() && found(perhaps, perhaps.len() - 1) {
+        let mask = perhaps.len().wrapping_sub(1);
+        if !perhaps.is_empty() && finds(perhaps, nodes, |at| at & mask) {
             return self.last_end(nodes);
         }
         Reach::Never
@@ -105,6 +102,14 @@ impl Row {
     pub(super) fn address(&self) -> (usize, usize) {
         (self.words.as_ptr().addr(), self.ends.as_ptr().addr())
     }
+}
+
+/// Whether a node's bit is set in the word at its place. A loop without a branch on what it finds: nobody can predict at
+/// which node an answer lies.
+#[inline]
+fn finds(words: &[u64], nodes: &[u32], place: impl Fn(usize) -> usize) -> bool {
+    let bit = |node: u32| words.get(place(word_of(node))).copied().unwrap_or_default() >> (node & 63);
+    nodes.iter().fold(0, |found, &node| found | bit(node)) & 1 == 1
 }
 
 fn word_of(node: u32) -> usize {
@@ -131,7 +136,7 @@ mod tests {
     fn nodes_that_share_a_bit_are_told_apart() {
         // One node with an end: one word, so 70 looks like 6, 134 and so on.
         let row = Row::new([(70, 5)].into_iter());
-        assert_eq!((row.words.len(), row.always), (1, 0));
+        assert_eq!((row.words.len(), row.always), (2, 1));
         assert_eq!(row.reach(&[6, 134]), Reach::Never);
         assert_eq!(row.reach(&[6, 70, 134]), Reach::Until(5));
         let nodes: Vec<u32> = (0..500).map(|n| n * 7).collect();

@@ -4,12 +4,11 @@
 //! and a change rebuilds one small block:
 //!
 //! ```text
-//! users, memberships | bucket: eight tags (4), eight offsets | … | entry: user_id (2), shape, key (padded), nodes (sorted) | …
+//! users, memberships | bucket: eight tags (4), eight offsets | … | entry: user_id (2), shape, nodes (sorted), key (padded) | …
 //! ```
 //!
-//! The key of an entry is the user's name. An entry under a `sub` has the name behind the nodes: its length and the
-//! name, padded.
-//!
+//! The key of an entry is the user's name. An entry under a `sub` has the name behind the key: its length and the name,
+//! padded. The nodes come first, so that where they are is known with the entry.
 //!
 //! The tags of a bucket are compared at once: to go from slot to slot is a branch that the processor mispredicts at
 //! every other look-up.
@@ -29,7 +28,7 @@ const LANES: usize = 8;
 const BUCKET: usize = LANES / 2 + LANES;
 /// How many entries a bucket holds on average at most. One entry in fifty is then not in its first bucket.
 const FILL: u32 = 5;
-/// Words of an entry before its key.
+/// Words of an entry before its nodes.
 const ENTRY: usize = 3;
 /// So few that a bucket and its entry are mostly on one page of memory.
 const USERS_PER_SHARD: usize = 64;
@@ -118,7 +117,7 @@ impl Users {
         std::str::from_utf8(name).ok().map(|name| UserName::stored(name.to_owned()))
     }
 
-    /// The user under a key, and the words behind the nodes.
+    /// The user under a key, and the words behind the key.
     #[inline]
     fn find(&self, key: &[u8]) -> Option<(User<'_>, &[u32])> {
         let hash = self.hash(key);
@@ -324,22 +323,23 @@ fn zero_lanes(lanes: u128) -> u128 {
     lanes.wrapping_sub(of_all_lanes(1)) & !lanes & of_all_lanes(1 << 15)
 }
 
-/// The user of the entry at an offset, and the words behind the nodes.
+/// The user of the entry at an offset, and the words behind the key.
 #[inline]
 fn user_at(shard: &[u32], offset: usize) -> Option<(User<'_>, &[u32])> {
     let words = shard.get(offset..)?;
     let [low, high, shape] = *words.first_chunk::<ENTRY>()?;
     let name_len = (shape & ((1 << NAME_BITS) - 1)) as usize;
     let nodes_len = ((shape >> NAME_BITS) & ((1 << NODE_BITS) - 1)) as usize;
-    let nodes_at = ENTRY + name_len.div_ceil(4);
-    let key = bytemuck::cast_slice::<u32, u8>(words.get(ENTRY..nodes_at)?).get(..name_len)?;
+    let key_at = ENTRY + nodes_len;
+    let end = key_at + name_len.div_ceil(4);
+    let key = bytemuck::cast_slice::<u32, u8>(words.get(key_at..end)?).get(..name_len)?;
     let user = User {
         id: (u64::from(high) << 32 | u64::from(low)).cast_signed(),
         suspended: shape >> 31 == 1,
         key,
-        nodes: words.get(nodes_at..nodes_at + nodes_len)?,
+        nodes: words.get(ENTRY..key_at)?,
     };
-    Some((user, words.get(nodes_at + nodes_len..)?))
+    Some((user, words.get(end..)?))
 }
 
 /// The entry at an offset, and its words.
@@ -364,8 +364,8 @@ fn write_entry(words: &mut Vec<u32>, user_id: i64, suspended: bool, key: &[u8], 
     let id = user_id.cast_unsigned();
     let shape = key.len() as u32 | (nodes.len() as u32) << NAME_BITS | u32::from(suspended) << 31;
     words.extend([id as u32, (id >> 32) as u32, shape]);
-    words.extend(padded(key));
     words.extend_from_slice(nodes);
+    words.extend(padded(key));
     if key.first() == Some(&ALIAS) {
         words.push(name.len() as u32);
         words.extend(padded(name.as_bytes()));
