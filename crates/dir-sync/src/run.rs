@@ -1,5 +1,6 @@
 //! One run: crawl, stage, plan, guard, apply, report, in this order.
 
+use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use authz::mirror::{Interrupt, PlanOptions, Planned, Run, Totals};
 use rand::Rng;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 
 use crate::crawl::{Batch, Crawl, CrawlOptions, Progress, crawl};
 use crate::filter::GroupFilter;
@@ -279,11 +281,19 @@ impl DirectorySync {
             filter: self.options.filter.clone(),
             progress: self.options.progress.clone(),
         };
+        // A task of its own: pages are compared while the next ones are read. It ends when the set is dropped.
+        let mut reading = JoinSet::new();
+        reading.spawn(crawl(Arc::clone(&self.source), options, sender));
         // Only the crawl is cut off: what it has sent is still staged, so that no statement is left under way when the
         // staging area is cleared.
-        let crawling = async {
+        let crawling = async move {
             tokio::select! {
-                crawled = crawl(Arc::clone(&self.source), options, sender) => Ok(crawled?),
+                crawled = reading.join_next() => match crawled {
+                    Some(Ok(crawled)) => Ok(crawled?),
+                    Some(Err(error)) if error.is_panic() => resume_unwind(error.into_panic()),
+                    // Only a runtime that shuts down ends it otherwise.
+                    Some(Err(_)) | None => Err(crate::crawl::CrawlError::ReceiverGone.into()),
+                },
                 reason = self.options.stop.wanted() => Err(RunError::Stopped(reason)),
                 () = run.lost() => Err(authz::Error::LeaseLost { run_id: run.id() }.into()),
             }

@@ -81,7 +81,7 @@ struct Everyone {
 
 fn user(user: User) -> StagedUser {
     StagedUser {
-        name: UserName::parse(&user.email).ok(),
+        name: UserName::try_from(user.email).ok(),
         external_id: user.id,
         display_name: user.display_name,
         suspended: user.suspended,
@@ -90,7 +90,7 @@ fn user(user: User) -> StagedUser {
 
 fn group(group: Group) -> StagedGroup {
     StagedGroup {
-        name: GroupName::parse(&group.email).ok(),
+        name: GroupName::try_from(group.email).ok(),
         external_id: group.id,
         display_name: group.name,
         description: group.description,
@@ -102,7 +102,7 @@ fn member(member: Member) -> Option<StagedMember> {
     match member.kind {
         MemberKind::User => Some(StagedMember::User {
             external_id: member.id,
-            name: member.email.as_deref().and_then(|email| UserName::parse(email).ok()),
+            name: member.email.and_then(|email| UserName::try_from(email).ok()),
             role: role(&member.role),
         }),
         MemberKind::Group => Some(StagedMember::Group { external_id: member.id }),

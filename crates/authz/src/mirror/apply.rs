@@ -1,13 +1,15 @@
 //! Apply: the planned rows carried out, in the transaction that planned them. Readers see the old directory
 //! or the new one.
 
+use std::sync::atomic::Ordering;
+
 use sqlx::PgConnection;
 
 use super::Planned;
 use super::lease::{Closing, close};
 use super::plan::BULK;
 use super::remember::remember;
-use super::report::{Plan, Tally};
+use super::report::{Plan, Tally, Totals};
 use super::stage::storable;
 use crate::audit::line::{ERROR_LIMIT, shorten};
 use crate::audit::{self, Actor, Outcome, Record};
@@ -34,6 +36,7 @@ impl Planned {
         actor: &Actor,
     ) -> Result<(Plan, Revision), Error> {
         let changes = !self.plan.is_empty();
+        let mut as_planned = self.plan.withheld == Totals::default();
         if changes {
             sqlx::query!(
                 r#"select set_config('authz.sync_run', $1, true) as "run!""#,
@@ -54,13 +57,21 @@ impl Planned {
             }
             apply_users(&mut self.tx, self.run.run_id).await?;
             apply_groups(&mut self.tx, self.run.run_id, self.run.directory_id).await?;
+            let fresh = self.plan.fresh_memberships;
             let planned = self.plan.counts.memberships;
-            apply_memberships(&mut self.tx, self.run.run_id, self.run.directory_id, planned).await?;
+            let planned = Tally { added: planned.added - fresh, ..planned };
+            let (run_id, directory_id) = (self.run.run_id, self.run.directory_id);
+            as_planned &= apply_memberships(&mut self.tx, run_id, directory_id, planned).await?;
             if look_up {
                 set_nested_loops(&mut self.tx, "off").await?;
             }
+            if fresh > 0 {
+                as_planned &= fill_fresh_groups(&mut self.tx, run_id, directory_id).await? == fresh;
+            }
         }
-        remember(&mut self.tx, self.run.run_id, self.run.directory_id).await?;
+        if self.run.staged.listed_groups.load(Ordering::Relaxed) > 0 {
+            remember(&mut self.tx, self.run.run_id, self.run.directory_id, as_planned).await?;
+        }
         let status = match (message, changes) {
             (Some(_), _) => "partial",
             (None, true) => "applied",
@@ -217,15 +228,16 @@ async fn apply_groups(tx: &mut PgConnection, run_id: i64, directory_id: i32) -> 
     Ok(())
 }
 
-/// Removals, then changes, then what is new.
+/// Removals, then changes, then what is new. Says whether that were as many rows as planned.
 async fn apply_memberships(
     tx: &mut PgConnection,
     run_id: i64,
     directory_id: i32,
     planned: Tally,
-) -> Result<(), Error> {
+) -> Result<bool, Error> {
+    let (mut removed, mut changed, mut added) = (0, 0, 0);
     if planned.removed > 0 {
-        sqlx::query!(
+        let done = sqlx::query!(
             r#"
             delete from authz.group_users m using authz.sync_plan_members p
             where p.run_id = $1 and p.op = 'remove' and p.kind = 'user' and m.group_id = p.group_id and m.user_id = p.member_id
@@ -234,7 +246,8 @@ async fn apply_memberships(
         )
         .execute(&mut *tx)
         .await?;
-        sqlx::query!(
+        removed += done.rows_affected();
+        let done = sqlx::query!(
             r#"
             delete from authz.group_groups m using authz.sync_plan_members p
             where p.run_id = $1 and p.op = 'remove' and p.kind = 'group'
@@ -244,7 +257,8 @@ async fn apply_memberships(
         )
         .execute(&mut *tx)
         .await?;
-        sqlx::query!(
+        removed += done.rows_affected();
+        let done = sqlx::query!(
             r#"
             delete from authz.group_directories m using authz.sync_plan_members p
             where p.run_id = $1 and p.op = 'remove' and p.kind = 'everyone'
@@ -254,9 +268,10 @@ async fn apply_memberships(
         )
         .execute(&mut *tx)
         .await?;
+        removed += done.rows_affected();
     }
     if planned.changed > 0 {
-        sqlx::query!(
+        let done = sqlx::query!(
             r#"
             update authz.group_users m set role = p.role from authz.sync_plan_members p
             where p.run_id = $1 and p.op = 'change' and p.kind = 'user' and m.group_id = p.group_id and m.user_id = p.member_id
@@ -265,9 +280,10 @@ async fn apply_memberships(
         )
         .execute(&mut *tx)
         .await?;
+        changed += done.rows_affected();
     }
     if planned.added > 0 {
-        sqlx::query!(
+        let done = sqlx::query!(
             r#"
             insert into authz.group_users (group_id, user_id, role)
             select g.group_id, u.user_id, p.role
@@ -283,7 +299,8 @@ async fn apply_memberships(
         )
         .execute(&mut *tx)
         .await?;
-        sqlx::query!(
+        added += done.rows_affected();
+        let done = sqlx::query!(
             r#"
             insert into authz.group_groups (parent_group_id, child_group_id)
             select g.group_id, c.group_id
@@ -298,7 +315,8 @@ async fn apply_memberships(
         )
         .execute(&mut *tx)
         .await?;
-        sqlx::query!(
+        added += done.rows_affected();
+        let done = sqlx::query!(
             r#"
             insert into authz.group_directories (group_id, directory_id)
             select g.group_id, $2
@@ -312,6 +330,47 @@ async fn apply_memberships(
         )
         .execute(&mut *tx)
         .await?;
+        added += done.rows_affected();
     }
-    Ok(())
+    Ok((removed, changed, added) == (planned.removed, planned.changed, planned.added))
+}
+
+/// Puts the staged members into the groups that have none. Says how many.
+///
+/// Nothing is in the way of any of them, so none is looked for: `on conflict` takes longer than all the rest.
+async fn fill_fresh_groups(tx: &mut PgConnection, run_id: i64, directory_id: i32) -> Result<u64, Error> {
+    let users = sqlx::query!(
+        r#"
+        insert into authz.group_users (group_id, user_id, role)
+        select g.group_id, u.user_id, m.role
+        -- Outer joins, so that the planner expects as many rows as there are members. They come group by group, as staged.
+        from authz.sync_stage_members m
+        left join (select s.external_id, g.group_id, s.members_fresh
+                   from authz.sync_stage_groups s
+                   join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id
+                   where s.run_id = $1) g on g.external_id = m.group_external_id
+        left join authz.users u on u.external_id = m.member_external_id
+        where m.run_id = $1 and m.kind = 'user' and coalesce(g.members_fresh, false)
+        "#,
+        run_id,
+        directory_id,
+    )
+    .execute(&mut *tx)
+    .await?;
+    let groups = sqlx::query!(
+        r#"
+        insert into authz.group_groups (parent_group_id, child_group_id)
+        select g.group_id, c.group_id
+        from authz.sync_stage_groups s
+        join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id
+        join authz.sync_stage_members m on m.run_id = $1 and m.group_external_id = s.external_id
+        join authz.groups c on c.directory_id = $2 and c.external_id = m.member_external_id
+        where s.run_id = $1 and s.members_fresh and m.kind = 'group'
+        "#,
+        run_id,
+        directory_id,
+    )
+    .execute(tx)
+    .await?;
+    Ok(users.rows_affected() + groups.rows_affected())
 }

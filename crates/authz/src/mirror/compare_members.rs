@@ -36,7 +36,7 @@ impl Run {
         let rows = sqlx::query!(
             r#"
             select g.external_id as "external_id!",
-                   array(select gu.user_id * 4 + case gu.role when 'owner' then 0 when 'manager' then 1 else 2 end
+                   array(select gu.user_id * 4 + case gu.role when 'member' then 2 when 'owner' then 0 else 1 end
                          from authz.group_users gu
                          where gu.group_id = g.group_id) as "members!"
             from authz.groups g

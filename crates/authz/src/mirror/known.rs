@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 use futures_util::TryStreamExt;
+use hashbrown::HashTable;
 use sqlx::PgPool;
 
 use super::stage::StagedUser;
@@ -14,19 +15,20 @@ use crate::snapshot::copy::Rows;
 #[derive(Default)]
 pub(super) struct KnownUsers {
     hasher: Hasher,
-    /// Sorted by fingerprint.
-    users: Vec<(u128, i64)>,
-    seen: Vec<bool>,
-    /// Sorted by fingerprint.
-    ids: Vec<KnownId>,
+    users: HashTable<Known>,
+    /// Users without an id of the directory's, who are never listed.
+    without_id: Vec<i64>,
 }
 
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct KnownId {
+/// A user of the mirror by keyed hashes, since there are many.
+struct Known {
     /// Of the directory's id alone.
     print: u128,
     user_id: i64,
     name: u64,
+    /// Of whatever else a listing says.
+    rest: u64,
+    seen: bool,
 }
 
 /// Keyed anew in each process, so nobody can prepare two users of one fingerprint.
@@ -34,11 +36,6 @@ struct KnownId {
 struct Hasher(RandomState, RandomState);
 
 impl Hasher {
-    fn fingerprint(&self, id: &str, name: &str, display_name: &str, status: &str) -> u128 {
-        let user = (id, name, display_name, status);
-        (u128::from(self.0.hash_one(user)) << 64) | u128::from(self.1.hash_one(user))
-    }
-
     fn of_id(&self, id: &str) -> u128 {
         (u128::from(self.0.hash_one(id)) << 64) | u128::from(self.1.hash_one(id))
     }
@@ -47,9 +44,15 @@ impl Hasher {
         self.0.hash_one(name)
     }
 
-    fn known(&self, user_id: i64, id: &str, name: &str) -> KnownId {
-        KnownId { print: self.of_id(id), user_id, name: self.of_name(name) }
+    fn of_rest(&self, display_name: &str, status: &str) -> u64 {
+        self.0.hash_one((display_name, status))
     }
+}
+
+/// Where the table has whoever has this fingerprint, which is as good as random.
+#[expect(clippy::cast_possible_truncation, reason = "one half of the fingerprint is enough")]
+fn place(print: u128) -> u64 {
+    print as u64
 }
 
 impl KnownUsers {
@@ -75,29 +78,34 @@ impl KnownUsers {
                 .await?;
             while let Some(piece) = pieces.try_next().await? {
                 rows.feed(&piece, |[user_id, id, name, display_name, status]| {
-                    // A row without an id of the directory's is never listed.
                     let (id, user_id) = (id.text_or_null()?.unwrap_or_default(), user_id.int8()?);
                     let name = name.text()?;
-                    let print = known.hasher.fingerprint(id, name, display_name.text()?, status.text()?);
-                    known.users.push((print, user_id));
-                    known.ids.push(known.hasher.known(user_id, id, name));
+                    known.add(user_id, id, name, display_name.text()?, status.text()?);
                     Ok(())
                 })?;
             }
         }
         rows.end()?;
         tx.commit().await?;
-        known.users.sort_unstable();
-        known.ids.sort_unstable();
-        known.seen = vec![false; known.users.len()];
         Ok(known)
+    }
+
+    fn add(&mut self, user_id: i64, id: &str, name: &str, display_name: &str, status: &str) {
+        if id.is_empty() {
+            self.without_id.push(user_id);
+            return;
+        }
+        let hasher = &self.hasher;
+        let print = hasher.of_id(id);
+        let (name, rest) = (hasher.of_name(name), hasher.of_rest(display_name, status));
+        let user = Known { print, user_id, name, rest, seen: false };
+        self.users.insert_unique(place(print), user, |known| place(known.print));
     }
 
     /// The user of the directory who had this id when they were read, and whether that name, if one is given.
     pub(super) fn find(&self, external_id: &str, name: Option<&str>) -> Option<(i64, bool)> {
         let print = self.hasher.of_id(external_id);
-        let place = self.ids.binary_search_by_key(&print, |known| known.print).ok()?;
-        let known = self.ids.get(place).filter(|_| !external_id.is_empty())?;
+        let known = self.users.find(place(print), |known| known.print == print)?;
         Some((known.user_id, name.is_none_or(|name| self.hasher.of_name(name) == known.name)))
     }
 
@@ -105,9 +113,8 @@ impl KnownUsers {
     pub(super) fn of(ids: &[(i64, &str)]) -> Self {
         let mut known = Self::default();
         for (user_id, id) in ids {
-            known.ids.push(known.hasher.known(*user_id, id, &format!("{id}@example.com")));
+            known.add(*user_id, id, &format!("{id}@example.com"), "", "active");
         }
-        known.ids.sort_unstable();
         known
     }
 
@@ -115,20 +122,24 @@ impl KnownUsers {
     pub(super) fn sees(&mut self, user: &StagedUser) -> bool {
         let Some(name) = &user.name else { return false };
         let status = if user.suspended { "suspended" } else { "active" };
-        let print = self.hasher.fingerprint(&user.external_id, name.as_str(), &user.display_name, status);
-        let Ok(place) = self.users.binary_search_by_key(&print, |(known, _)| *known) else { return false };
-        self.seen.get_mut(place).is_some_and(|seen| !std::mem::replace(seen, true))
+        let print = self.hasher.of_id(&user.external_id);
+        let name = self.hasher.of_name(name.as_str());
+        let rest = self.hasher.of_rest(&user.display_name, status);
+        let same = |known: &Known| (known.print, known.name, known.rest) == (print, name, rest);
+        self.users.find_mut(place(print), same).is_some_and(|known| !std::mem::replace(&mut known.seen, true))
     }
 
     /// The listing begins again.
     pub(super) fn forget(&mut self) {
-        self.seen.fill(false);
+        for known in &mut self.users {
+            known.seen = false;
+        }
     }
 
     /// Users of the mirror that were not listed as it has them.
     pub(super) fn unseen(&self) -> Vec<i64> {
-        let unseen = self.users.iter().zip(&self.seen).filter(|(_, seen)| !**seen);
-        unseen.map(|((_, user_id), _)| *user_id).collect()
+        let unseen = self.users.iter().filter(|known| !known.seen).map(|known| known.user_id);
+        unseen.chain(self.without_id.iter().copied()).collect()
     }
 }
 
@@ -169,11 +180,8 @@ mod tests {
     fn known(users: &[(i64, &str, &str)]) -> KnownUsers {
         let mut known = KnownUsers::default();
         for (user_id, id, status) in users {
-            let print = known.hasher.fingerprint(id, &format!("{id}@example.com"), "", status);
-            known.users.push((print, *user_id));
+            known.add(*user_id, id, &format!("{id}@example.com"), "", status);
         }
-        known.users.sort_unstable();
-        known.seen = vec![false; known.users.len()];
         known
     }
 

@@ -73,9 +73,16 @@ pub(super) struct Staged {
     /// Listed just as the mirror has them, and therefore not staged.
     pub(super) same_users: AtomicU64,
     pub(super) same_members: AtomicU64,
+    /// Groups whose members were listed, and not just as the mirror has them.
+    pub(super) listed_groups: AtomicU64,
 }
 
 impl Staged {
+    /// Rows that are in staging because the mirror has them otherwise, or may have. Groups always are.
+    pub(super) fn differences(&self) -> u64 {
+        self.rows() - self.groups.load(Ordering::Relaxed)
+    }
+
     /// Rows that are in staging.
     pub(super) fn rows(&self) -> u64 {
         let tables = [&self.users, &self.groups, &self.members, &self.unseen_users, &self.gone_members];
@@ -356,38 +363,30 @@ async fn clear_earlier_runs(pool: &PgPool, directory_id: i32, run_id: i64) -> Re
     .fetch_all(pool)
     .await?;
     let leftover: Vec<_> = earlier.into_iter().chain(staged).collect();
+    if leftover.is_empty() {
+        return Ok(());
+    }
     clear(&mut *pool.acquire().await?, &leftover).await
 }
 
 /// Empties the staging areas of runs.
 async fn clear(connection: &mut PgConnection, runs: &[i64]) -> Result<(), Error> {
-    sqlx::query!("delete from authz.sync_stage_users where run_id = any ($1)", runs)
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query!("delete from authz.sync_stage_groups where run_id = any ($1)", runs)
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query!("delete from authz.sync_stage_members where run_id = any ($1)", runs)
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query!("delete from authz.sync_stage_gone_members where run_id = any ($1)", runs)
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query!("delete from authz.sync_stage_unseen_users where run_id = any ($1)", runs)
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query!("delete from authz.sync_plan_users where run_id = any ($1)", runs)
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query!("delete from authz.sync_plan_groups where run_id = any ($1)", runs)
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query!("delete from authz.sync_plan_members where run_id = any ($1)", runs)
-        .execute(&mut *connection)
-        .await?;
-    sqlx::query!("delete from authz.sync_plan_conflicts where run_id = any ($1)", runs)
-        .execute(&mut *connection)
-        .await?;
+    sqlx::query!(
+        r#"
+        with stage_users as (delete from authz.sync_stage_users where run_id = any ($1)),
+             stage_groups as (delete from authz.sync_stage_groups where run_id = any ($1)),
+             stage_members as (delete from authz.sync_stage_members where run_id = any ($1)),
+             stage_gone_members as (delete from authz.sync_stage_gone_members where run_id = any ($1)),
+             stage_unseen_users as (delete from authz.sync_stage_unseen_users where run_id = any ($1)),
+             plan_users as (delete from authz.sync_plan_users where run_id = any ($1)),
+             plan_groups as (delete from authz.sync_plan_groups where run_id = any ($1)),
+             plan_members as (delete from authz.sync_plan_members where run_id = any ($1))
+        delete from authz.sync_plan_conflicts where run_id = any ($1)
+        "#,
+        runs,
+    )
+    .execute(connection)
+    .await?;
     Ok(())
 }
 

@@ -3,8 +3,6 @@
 
 use std::cmp::Ordering;
 
-use ring::digest;
-
 use super::stage::StagedMember;
 use crate::group::Role;
 use crate::name::UserName;
@@ -31,6 +29,12 @@ struct Row {
     name: Option<u16>,
     kind: Kind,
     role: Role,
+}
+
+impl Row {
+    fn end(&self) -> u32 {
+        self.start + self.id + u32::from(self.name.unwrap_or_default())
+    }
 }
 
 /// One member as it is staged.
@@ -88,7 +92,7 @@ impl Members {
         }
     }
 
-    /// Sorts them, and drops what stands there twice.
+    /// Sorts them, and drops what stands there twice. Their text is in their order then, too.
     pub(super) fn settle(&mut self) {
         let mut rows = std::mem::take(&mut self.rows);
         let key = |row: &Row| {
@@ -98,41 +102,50 @@ impl Members {
         // Stable: of two the first stays.
         rows.sort_by(|a, b| key(a).cmp(&key(b)));
         rows.dedup_by(|a, b| key(a).cmp(&key(b)) == Ordering::Equal);
+        let mut end = 0;
+        let in_order = rows.iter().all(|row| row.start == std::mem::replace(&mut end, row.end()));
         self.rows = rows;
+        if !in_order || end as usize != self.text.len() {
+            self.keep(|_| true);
+        }
     }
 
     /// The digest of settled members, as a directory listed them under these settings.
     ///
     /// `None` if what they stand for depends on more than themselves: on whose everyone it is.
     pub(super) fn digest(&self, include_external: bool) -> Option<[u8; 32]> {
-        let mut form = Vec::with_capacity(2 + self.text.len() + 9 * self.rows.len());
-        form.extend([2, u8::from(include_external)]); // the first byte is the version of this form
+        let mut form = Vec::with_capacity(10 + 9 * self.rows.len());
+        form.extend([3, u8::from(include_external)]); // the first byte is the version of this form
+        form.extend((self.rows.len() as u64).to_be_bytes());
         for row in &self.rows {
             if row.kind == Kind::Everyone {
                 return None;
             }
-            let Staged { id, name, .. } = self.staged(row);
-            form.extend([row.kind as u8, row.role as u8, u8::from(name.is_some())]);
+            form.extend([row.kind as u8, row.role as u8, u8::from(row.name.is_some())]);
             form.extend(row.id.to_be_bytes());
             form.extend(row.name.unwrap_or_default().to_be_bytes());
-            form.extend(id.as_bytes());
-            form.extend(name.unwrap_or_default().as_bytes());
         }
-        digest::digest(&digest::SHA256, &form).as_ref().try_into().ok()
+        // The lengths say which byte of the text is whose.
+        Some(*blake3::Hasher::new().update(&form).update(self.text.as_bytes()).finalize().as_bytes())
     }
 
     /// Keeps the users for whom `keep` says so, and whoever is no user.
     pub(super) fn retain_users(&mut self, mut keep: impl FnMut(&Staged<'_>, Role) -> bool) {
+        let kept: Vec<bool> =
+            self.rows.iter().map(|row| row.kind != Kind::User || keep(&self.staged(row), row.role)).collect();
+        let mut kept = kept.into_iter();
+        self.keep(|_| kept.next().unwrap_or(true));
+    }
+
+    fn keep(&mut self, mut keep: impl FnMut(&Row) -> bool) {
         let mut kept = Self::default();
         for row in &self.rows {
-            if row.kind == Kind::User && !keep(&self.staged(row), row.role) {
+            if !keep(row) {
                 continue;
             }
-            let (start, length) =
-                (row.start as usize, row.id as usize + usize::from(row.name.unwrap_or_default()));
-            let Ok(place) = u32::try_from(kept.text.len()) else { continue };
-            kept.text.push_str(self.text.get(start..start + length).unwrap_or_default());
-            kept.rows.push(Row { start: place, ..*row });
+            let Ok(start) = u32::try_from(kept.text.len()) else { continue };
+            kept.text.push_str(self.text.get(row.start as usize..row.end() as usize).unwrap_or_default());
+            kept.rows.push(Row { start, ..*row });
         }
         *self = kept;
     }

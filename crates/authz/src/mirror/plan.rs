@@ -36,6 +36,34 @@ pub struct Planned {
     pub(super) plan: Plan,
 }
 
+/// What there is to compare.
+#[expect(clippy::struct_excessive_bools, reason = "each says whether one kind of thing is there")]
+struct Staging {
+    /// Staged members.
+    memberships: u64,
+    /// Groups whose members are other ones than last time, or may be.
+    listed: bool,
+    /// Some of them were compared with the mirror before they were staged.
+    compared: bool,
+    /// Some of them are staged as a whole.
+    whole: bool,
+    /// Groups whose members could not be listed.
+    incomplete: bool,
+    /// Users who are in no directory.
+    externals: bool,
+    /// Remembered members who are no users or groups of this mirror.
+    outsiders: bool,
+    listed_totals: Totals,
+}
+
+async fn has_grants(tx: &mut PgConnection) -> Result<bool, Error> {
+    Ok(sqlx::query_scalar!(
+        r#"select exists (select from authz.user_actions) or exists (select from authz.group_actions) as "any!""#
+    )
+    .fetch_one(tx)
+    .await?)
+}
+
 impl Planned {
     /// What would change.
     #[must_use]
@@ -76,7 +104,9 @@ impl Run {
         }
         self.finish_staging().await?;
         // The staging tables are emptied and filled by each run: what the planner knew of them is of no use.
-        sqlx::query!("select authz.analyze_staging()").fetch_one(&self.pool).await?;
+        if self.staged.differences() > 0 {
+            sqlx::query!("select authz.analyze_staging()").fetch_one(&self.pool).await?;
+        }
         let mut tx = self.pool.begin().await?;
         self.prepare_session(&mut tx).await?;
         self.hold_lease(&mut tx).await?;
@@ -84,7 +114,7 @@ impl Run {
         // INVARIANT: nobody else's change comes between the look at the mirror and the change of it, another
         // directory's sync included (held by the test `a_plan_is_made_of_what_it_will_change`).
         sqlx::query!("select authz.hold_revision()").fetch_one(&mut *tx).await?;
-        let listed = self.count_staged(&mut tx).await?;
+        let staging = self.count_staged(&mut tx).await?;
         // Tables that this very transaction fills have no statistics: rows looked up one by one would never end, and what
         // looks expensive would be compiled for longer than it runs.
         sqlx::query!(
@@ -97,35 +127,71 @@ impl Run {
         )
         .fetch_one(&mut *tx)
         .await?;
-        let disturbed_groups = self.set_disturbed_aside(&mut tx).await?;
-        self.stage_remembered(&mut tx).await?;
-        self.plan_listed_users(&mut tx, options).await?;
-        if options.include_external {
-            self.plan_external_users(&mut tx).await?;
-        }
-        self.plan_removed_users(&mut tx, options).await?;
-        let mut withheld = Totals::default();
-        if options.no_remove {
-            withheld.users = self.withhold_users(&mut tx).await?;
-        }
-        while self.settle_user_names(&mut tx).await? > 0 {}
-        self.plan_groups(&mut tx, options).await?;
-        if options.no_remove {
-            withheld.groups = self.withhold_groups(&mut tx).await?;
-        }
-        while self.settle_group_names(&mut tx).await? > 0 {}
-        self.drop_idle_changes(&mut tx).await?;
-        plan_memberships::compare(&mut tx, self.run_id, self.directory_id, options.include_external).await?;
-        if options.no_remove {
-            withheld.memberships = self.withhold_memberships(&mut tx).await?;
-        }
-        let mut plan = self.read_plan(&mut tx, listed).await?;
-        plan.withheld = withheld;
-        plan.disturbed_groups = disturbed_groups;
-        if !plan.is_empty() {
+        let mut plan = self.compare_all(&mut tx, options, &staging).await?;
+        if !plan.is_empty() && has_grants(&mut tx).await? {
             plan.actions = self.action_changes(&mut tx).await?;
         }
         Ok((tx, plan))
+    }
+
+    /// Fills the tables of the plan, and reads it. A step that has nothing to look at is left out: where all is as it was,
+    /// only the groups are compared.
+    // INVARIANT: what is left out would change nothing (held by the tests in `crates/dir-sync/tests/unchanged.rs`).
+    async fn compare_all(
+        &self,
+        tx: &mut PgConnection,
+        options: &PlanOptions,
+        staging: &Staging,
+    ) -> Result<Plan, Error> {
+        let users_differ =
+            [&self.staged.users, &self.staged.unseen_users].iter().any(|n| n.load(Ordering::Relaxed) > 0);
+        let disturbed_groups =
+            if staging.compared { self.set_disturbed_aside(tx).await? } else { Vec::new() };
+        let looked_at_again = if staging.compared || staging.outsiders || users_differ {
+            self.stage_remembered(tx).await?
+        } else {
+            0
+        };
+        let mut withheld = Totals::default();
+        if users_differ || staging.externals || staging.memberships > 0 || looked_at_again > 0 {
+            self.plan_listed_users(tx, options).await?;
+            if options.include_external {
+                self.plan_external_users(tx).await?;
+            }
+            self.plan_removed_users(tx, options).await?;
+            if options.no_remove {
+                withheld.users = self.withhold_users(tx).await?;
+            }
+            while self.settle_user_names(tx).await? > 0 {}
+        }
+        let groups_differ = self.plan_groups(tx, options).await?;
+        if groups_differ {
+            if options.no_remove {
+                withheld.groups = self.withhold_groups(tx).await?;
+            }
+            while self.settle_group_names(tx).await? > 0 {}
+        }
+        let nothing_differs =
+            !(users_differ || staging.externals || groups_differ || staging.listed || staging.incomplete)
+                && staging.memberships + looked_at_again == 0;
+        if nothing_differs {
+            return Ok(Plan::of_nothing(self.hash(tx).await?, staging.listed_totals));
+        }
+        self.drop_idle_changes(tx).await?;
+        if staging.whole {
+            self.mark_fresh_groups(tx).await?;
+        }
+        let looks_on = looked_at_again > 0
+            || withheld != Totals::default()
+            || self.has_memberships_to_compare(tx).await?;
+        if looks_on {
+            plan_memberships::compare(tx, self.run_id, self.directory_id, options.include_external).await?;
+        }
+        if options.no_remove {
+            withheld.memberships = self.withhold_memberships(tx).await?;
+        }
+        let plan = self.read_plan(tx, staging.listed_totals).await?;
+        Ok(Plan { disturbed_groups, withheld, ..plan })
     }
 
     /// From here on locks show that the run lives, so they must not outlive it: the server ends this session if nothing
@@ -186,16 +252,25 @@ impl Run {
     /// Counts what was listed: the staged rows, and what was not staged because the mirror has it.
     // INVARIANT: staging that lost rows (unlogged tables are emptied by a crash of the server) is never
     // compared with the mirror (held by the test `staging_lost_in_a_crash_is_not_absence`).
-    async fn count_staged(&self, tx: &mut PgConnection) -> Result<Totals, Error> {
+    async fn count_staged(&self, tx: &mut PgConnection) -> Result<Staging, Error> {
         let row = sqlx::query!(
             r#"
             select (select count(*) from authz.sync_stage_users where run_id = $1) as "users!",
-                   (select count(*) from authz.sync_stage_groups where run_id = $1) as "groups!",
                    (select count(*) from authz.sync_stage_members where run_id = $1) as "memberships!",
                    (select count(*) from authz.sync_stage_unseen_users where run_id = $1) as "unseen_users!",
-                   (select count(*) from authz.sync_stage_gone_members where run_id = $1) as "gone_members!"
+                   (select count(*) from authz.sync_stage_gone_members where run_id = $1) as "gone_members!",
+                   s.groups as "groups!", s.listed as "listed!", s.compared as "compared!", s.whole as "whole!", s.incomplete as "incomplete!",
+                   exists (select from authz.users where directory_id is null and status = 'external') as "externals!",
+                   exists (select from authz.group_outsiders o join authz.groups g on g.group_id = o.group_id
+                           where g.directory_id = $2) as "outsiders!"
+            from (select count(*) as groups, coalesce(bool_or(members_listed), false) as listed,
+                         coalesce(bool_or(members_basis is not null), false) as compared,
+                         coalesce(bool_or(members_listed and members_basis is null), false) as whole,
+                         coalesce(bool_or(not members_complete), false) as incomplete
+                  from authz.sync_stage_groups where run_id = $1) s
             "#,
             self.run_id,
+            self.directory_id,
         )
         .fetch_one(tx)
         .await?;
@@ -207,10 +282,19 @@ impl Run {
             return Err(Error::StagingLost { run_id: self.run_id });
         }
         let [users, groups, memberships, ..] = found;
-        Ok(Totals {
-            users: users + staged.same_users.load(Ordering::Relaxed),
-            groups,
-            memberships: memberships + staged.same_members.load(Ordering::Relaxed),
+        Ok(Staging {
+            memberships,
+            listed: row.listed,
+            compared: row.compared,
+            whole: row.whole,
+            incomplete: row.incomplete,
+            externals: row.externals,
+            outsiders: row.outsiders,
+            listed_totals: Totals {
+                users: users + staged.same_users.load(Ordering::Relaxed),
+                groups,
+                memberships: memberships + staged.same_members.load(Ordering::Relaxed),
+            },
         })
     }
 

@@ -18,6 +18,16 @@ impl Run {
         let rows = sqlx::query!(
             r#"
             with recursive
+            planned_members as not materialized (
+                select m.op, m.kind, m.group_external_id, m.member_external_id, m.group_id, m.member_id
+                from authz.sync_plan_members m
+                where m.run_id = $1
+                union all
+                select 'add', m.kind, m.group_external_id, m.member_external_id, null, null
+                from authz.sync_stage_groups s
+                join authz.sync_stage_members m on m.run_id = $1 and m.group_external_id = s.external_id
+                where s.run_id = $1 and s.members_fresh
+            ),
             planned_users as materialized (
                 -- A row that is to come has no number yet: it gets a negative one.
                 select p.external_id, coalesce(p.user_id, -row_number() over (order by p.external_id)) as user_id,
@@ -44,12 +54,12 @@ impl Run {
             changed_edges as materialized (
                 select m.op, coalesce(m.group_id, pg.group_id, g.group_id) as parent,
                        coalesce(m.member_id, pc.group_id, c.group_id) as child
-                from authz.sync_plan_members m
+                from planned_members m
                 left join planned_groups pg on pg.external_id = m.group_external_id
                 left join authz.groups g on g.directory_id = $2 and g.external_id = m.group_external_id
                 left join planned_groups pc on pc.external_id = m.member_external_id
                 left join authz.groups c on c.directory_id = $2 and c.external_id = m.member_external_id
-                where m.run_id = $1 and m.kind = 'group' and m.op in ('add', 'remove')
+                where m.kind = 'group' and m.op in ('add', 'remove')
             ),
             edges_after as materialized (
                 select gg.parent_group_id as parent, gg.child_group_id as child
@@ -90,17 +100,17 @@ impl Run {
             ),
             changed_members as materialized (
                 select m.op, m.kind, m.group_id, m.member_id
-                from authz.sync_plan_members m
+                from planned_members m
                 join reaching r on r.group_id = m.group_id
-                where m.run_id = $1 and m.op = 'remove' and m.kind <> 'group'
+                where m.op = 'remove' and m.kind <> 'group'
                 union all
                 select m.op, m.kind, r.group_id,
                        case m.kind when 'user' then coalesce(pu.user_id, u.user_id) else $2 end
-                from authz.sync_plan_members m
+                from planned_members m
                 join reaching_here r on r.external_id = m.group_external_id
                 left join planned_users pu on m.kind = 'user' and pu.external_id = m.member_external_id
                 left join authz.users u on m.kind = 'user' and u.external_id = m.member_external_id
-                where m.run_id = $1 and m.op = 'add' and m.kind <> 'group'
+                where m.op = 'add' and m.kind <> 'group'
             ),
             -- Groups that lose all that is in them, with the memberships that the plan does not list one by one.
             emptied as materialized (

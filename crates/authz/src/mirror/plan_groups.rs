@@ -7,12 +7,13 @@ use super::plan::PlanOptions;
 use crate::error::Error;
 
 impl Run {
+    /// Says whether there is anything to do or to report.
     pub(super) async fn plan_groups(
         &self,
         tx: &mut PgConnection,
         options: &PlanOptions,
-    ) -> Result<(), Error> {
-        sqlx::query!(
+    ) -> Result<bool, Error> {
+        let differing = sqlx::query!(
             r#"
             with matched as (
                 select s.external_id, coalesce(s.group_name, g.group_name) as group_name, s.display_name, s.description,
@@ -43,7 +44,7 @@ impl Run {
         )
         .execute(&mut *tx)
         .await?;
-        sqlx::query!(
+        let nameless = sqlx::query!(
             r#"
             insert into authz.sync_plan_conflicts (run_id, kind, external_id, name, reason)
             select $1, 'group', s.external_id, coalesce(g.group_name, s.external_id), 'its address cannot be a name'
@@ -56,7 +57,7 @@ impl Run {
         )
         .execute(&mut *tx)
         .await?;
-        sqlx::query!(
+        let gone = sqlx::query!(
             r#"
             insert into authz.sync_plan_groups (run_id, external_id, group_id, op, old_name, old_display_name, old_description)
             select $1, coalesce(g.external_id, 'group ' || g.group_id), g.group_id, 'remove',
@@ -70,7 +71,7 @@ impl Run {
         )
         .execute(tx)
         .await?;
-        Ok(())
+        Ok([differing, nameless, gone].iter().any(|done| done.rows_affected() > 0))
     }
 
     /// [`Self::settle_user_names`] for groups.

@@ -20,7 +20,7 @@ pub(super) async fn compare(
         r#"
         with staged_group as (
             -- Groups that will be there; one that a name keeps out is not.
-            select s.external_id, s.members_complete
+            select s.external_id, s.members_complete and not s.members_fresh as compared
             from authz.sync_stage_groups s
             where s.run_id = $1
               and (exists (select from authz.sync_plan_groups p where p.run_id = $1 and p.external_id = s.external_id)
@@ -78,7 +78,10 @@ pub(super) async fn compare(
         staged_user as (
             -- Users that will be there and may be members: the directory's own, and external ones if let in.
             select m.member_external_id as external_id
-            from (select distinct member_external_id from authz.sync_stage_members where run_id = $1 and kind = 'user') m
+            from (select distinct c.member_external_id
+                  from authz.sync_stage_members c
+                  join staged_group s on s.external_id = c.group_external_id and s.compared
+                  where c.run_id = $1 and c.kind = 'user') m
             left join authz.sync_plan_users p on p.run_id = $1 and p.external_id = m.member_external_id
             left join authz.users u on u.external_id = m.member_external_id and u.status <> 'deleted'
             where case
@@ -91,7 +94,7 @@ pub(super) async fn compare(
             -- Joins, not `exists` inside the case: that would be looked up row by row.
             select m.group_external_id, m.kind, m.member_external_id, m.role
             from authz.sync_stage_members m
-            join staged_group s on s.external_id = m.group_external_id and s.members_complete
+            join staged_group s on s.external_id = m.group_external_id and s.compared
             left join staged_user u on m.kind = 'user' and u.external_id = m.member_external_id
             left join staged_group c on m.kind = 'group' and c.external_id = m.member_external_id
             where m.run_id = $1
@@ -148,6 +151,82 @@ pub(super) async fn compare(
 }
 
 impl Run {
+    /// Marks the groups whose plan is their listing: the mirror has no members of them, and will have all that are listed,
+    /// who are users and groups of its own.
+    // INVARIANT: a fresh group's staged rows are what would be planned for it (held by the tests in
+    // `crates/dir-sync/tests/fresh.rs`).
+    pub(super) async fn mark_fresh_groups(&self, tx: &mut PgConnection) -> Result<(), Error> {
+        sqlx::query!(
+            r#"
+            with staged as (
+                select s.external_id, p.op, coalesce(p.group_id, g.group_id) as group_id
+                from authz.sync_stage_groups s
+                left join authz.sync_plan_groups p on p.run_id = $1 and p.external_id = s.external_id
+                left join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id and g.status = 'active'
+                where s.run_id = $1 and s.members_complete and s.members_listed and s.members_basis is null
+                  and s.members_digest is not null
+                  and (p.external_id is not null or g.group_id is not null)
+            ),
+            candidate as materialized (
+                select external_id from staged
+                -- Looked up for each: to join all memberships takes longer the more there are.
+                where not (select exists (select from authz.group_users m where m.group_id = staged.group_id))
+                  and not (select exists (select from authz.group_groups m where m.parent_group_id = staged.group_id))
+                  and not (select exists (select from authz.group_directories m where m.group_id = staged.group_id))
+            ),
+            own_user as (
+                select p.external_id from authz.sync_plan_users p
+                where p.run_id = $1 and p.op in ('add', 'change') and p.new_directory_id = $2
+                union all
+                select u.external_id from authz.users u
+                where u.directory_id = $2 and u.status <> 'deleted'
+                  and not exists (select from authz.sync_plan_users p where p.run_id = $1 and p.external_id = u.external_id)
+            ),
+            own_group as (
+                select s.external_id from authz.sync_stage_groups s
+                where s.run_id = $1
+                  and (exists (select from authz.sync_plan_groups p where p.run_id = $1 and p.external_id = s.external_id)
+                       or exists (select from authz.groups g
+                                  where g.directory_id = $2 and g.external_id = s.external_id and g.status = 'active'))
+            ),
+            odd as (
+                select m.group_external_id
+                from authz.sync_stage_members m
+                join candidate c on c.external_id = m.group_external_id
+                left join own_user u on m.kind = 'user' and u.external_id = m.member_external_id
+                left join own_group g on m.kind = 'group' and g.external_id = m.member_external_id
+                    and g.external_id <> m.group_external_id
+                where m.run_id = $1 and u.external_id is null and g.external_id is null
+            )
+            update authz.sync_stage_groups s set members_fresh = true
+            from candidate c
+            where s.run_id = $1 and s.external_id = c.external_id
+              and not exists (select from odd where odd.group_external_id = s.external_id)
+            "#,
+            self.run_id,
+            self.directory_id,
+        )
+        .execute(tx)
+        .await?;
+        Ok(())
+    }
+
+    /// Whether there is anything that [`compare`] could find: groups that are listed and not fresh, staged members of others,
+    /// or rows that go.
+    pub(super) async fn has_memberships_to_compare(&self, tx: &mut PgConnection) -> Result<bool, Error> {
+        Ok(sqlx::query_scalar!(
+            r#"
+            select exists (select from authz.sync_plan_users where run_id = $1 and op = 'remove')
+                or exists (select from authz.sync_plan_groups where run_id = $1 and op = 'remove')
+                or exists (select from authz.sync_stage_groups
+                           where run_id = $1 and members_complete and members_listed and not members_fresh) as "any!"
+            "#,
+            self.run_id,
+        )
+        .fetch_one(tx)
+        .await?)
+    }
+
     /// Takes the compared groups out whose members, or members' ids, were changed since: they keep what they have. Says which.
     ///
     /// To be called under the lock on the revision: from there on nothing else changes them.

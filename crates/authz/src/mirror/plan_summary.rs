@@ -13,6 +13,13 @@ impl Run {
     pub(super) async fn read_plan(&self, tx: &mut PgConnection, listed: Totals) -> Result<Plan, Error> {
         let totals = sqlx::query!(
             r#"
+            with odd as materialized (
+                -- Fresh groups have only members of the directory's own.
+                select m.kind, m.member_external_id
+                from authz.sync_stage_groups s
+                join authz.sync_stage_members m on m.run_id = $1 and m.group_external_id = s.external_id
+                where s.run_id = $1 and not s.members_fresh
+            )
             select
                 (select count(*) filter (where op = 'add') from authz.sync_plan_users where run_id = $1) as "users_added!",
                 (select count(*) filter (where op = 'remove') from authz.sync_plan_users where run_id = $1) as "users_removed!",
@@ -24,7 +31,7 @@ impl Run {
                 (select count(*) filter (where op = 'add') from authz.sync_plan_groups where run_id = $1) as "groups_added!",
                 (select count(*) filter (where op = 'remove') from authz.sync_plan_groups where run_id = $1) as "groups_removed!",
                 (select count(*) filter (where op = 'change') from authz.sync_plan_groups where run_id = $1) as "groups_changed!",
-                m.added as "memberships_added!", m.removed as "memberships_removed!", m.changed as "memberships_changed!",
+                m.added + f.added as "memberships_added!", f.added as "memberships_fresh!", m.removed as "memberships_removed!", m.changed as "memberships_changed!",
                 (select count(*) from authz.users where directory_id = $2 and status <> 'deleted') as "users!",
                 (select count(*) from authz.groups where directory_id = $2 and status <> 'deleted') as "groups!",
                 (select coalesce(sum(coalesce(d.members, (select count(*) from authz.group_users m where m.group_id = g.group_id)
@@ -33,21 +40,23 @@ impl Run {
                  from authz.groups g
                  left join authz.group_digests d on d.group_id = g.group_id
                  where g.directory_id = $2)::bigint as "memberships!",
-                (select count(distinct m.member_external_id) from authz.sync_stage_members m
-                 where m.run_id = $1 and m.kind = 'user'
+                (select count(distinct m.member_external_id) from odd m
+                 where m.kind = 'user'
                    and not exists (select from authz.sync_stage_users s where s.run_id = $1 and s.external_id = m.member_external_id)
                    and not exists (select from authz.users u
                                    where u.external_id = m.member_external_id and u.directory_id = $2 and u.status <> 'deleted'
                                      and not exists (select from authz.sync_stage_unseen_users x
                                                      where x.run_id = $1 and x.user_id = u.user_id)))
                     as "external_users!",
-                (select count(distinct m.member_external_id) from authz.sync_stage_members m
-                 where m.run_id = $1 and m.kind = 'group'
+                (select count(distinct m.member_external_id) from odd m
+                 where m.kind = 'group'
                    and not exists (select from authz.sync_stage_groups s where s.run_id = $1 and s.external_id = m.member_external_id))
                     as "external_groups!"
             from (select count(*) filter (where op = 'add') as added, count(*) filter (where op = 'remove') as removed,
                          count(*) filter (where op = 'change') as changed
-                  from authz.sync_plan_members where run_id = $1) m
+                  from authz.sync_plan_members where run_id = $1) m,
+                 (select coalesce(sum(members_staged), 0)::bigint as added
+                  from authz.sync_stage_groups where run_id = $1 and members_fresh) f
             "#,
             self.run_id,
             self.directory_id,
@@ -76,6 +85,7 @@ impl Run {
                 memberships: count(totals.memberships),
             },
             listed,
+            fresh_memberships: count(totals.memberships_fresh),
             newly_suspended: count(totals.newly_suspended),
             newly_external: count(totals.newly_external),
             external_users: count(totals.external_users),
@@ -93,7 +103,7 @@ impl Run {
     }
 
     /// Over every planned row, by the directory's ids: the same mirror and the same listing give the same hash.
-    async fn hash(&self, tx: &mut PgConnection) -> Result<String, Error> {
+    pub(super) async fn hash(&self, tx: &mut PgConnection) -> Result<String, Error> {
         let hash = sqlx::query_scalar!(
             r#"
             select left(encode(sha256(convert_to($2 || coalesce(string_agg(line, E'\n' order by line collate "C"), ''), 'UTF8')), 'hex'), 16) as "hash!"
@@ -116,6 +126,10 @@ impl Run {
                     from authz.sync_plan_members where run_id = $1
                 ) m
                 group by group_external_id
+                union all
+                -- A fresh group has all its listing has, and of that there is a digest already.
+                select jsonb_build_array('fresh', external_id, encode(members_digest, 'hex'))::text
+                from authz.sync_stage_groups where run_id = $1 and members_fresh and members_staged > 0
             ) changes
             "#,
             self.run_id,
@@ -188,20 +202,27 @@ impl Run {
     async fn membership_changes(&self, tx: &mut PgConnection) -> Result<Vec<MembershipChange>, Error> {
         let rows = sqlx::query!(
             r#"
-            select coalesce(max(g.group_name), max(s.group_name), p.group_external_id) as "group!",
-                   count(*) filter (where p.op = 'add') as "added!",
-                   count(*) filter (where p.op = 'remove') as "removed!",
-                   count(*) filter (where p.op = 'change') as "changed!",
-                   coalesce((select d.members from authz.group_digests d where d.group_id = max(g.group_id)),
-                            (select count(*) from authz.group_users m where m.group_id = max(g.group_id))
-                            + (select count(*) from authz.group_groups m where m.parent_group_id = max(g.group_id))
-                            + (select count(*) from authz.group_directories m where m.group_id = max(g.group_id))) as "before!"
-            from authz.sync_plan_members p
-            left join authz.groups g on g.group_id = p.group_id
-            left join authz.sync_stage_groups s on s.run_id = $1 and s.external_id = p.group_external_id
-            where p.run_id = $1
-            group by p.group_external_id
-            order by count(*) filter (where p.op = 'remove') desc, count(*) desc, 1
+            select name as "group!", added as "added!", removed as "removed!", changed as "changed!", before as "before!"
+            from (
+                select coalesce(max(g.group_name), max(s.group_name), p.group_external_id) as name,
+                       count(*) filter (where p.op = 'add') as added,
+                       count(*) filter (where p.op = 'remove') as removed,
+                       count(*) filter (where p.op = 'change') as changed,
+                       coalesce((select d.members from authz.group_digests d where d.group_id = max(g.group_id)),
+                                (select count(*) from authz.group_users m where m.group_id = max(g.group_id))
+                                + (select count(*) from authz.group_groups m where m.parent_group_id = max(g.group_id))
+                                + (select count(*) from authz.group_directories m where m.group_id = max(g.group_id))) as before
+                from authz.sync_plan_members p
+                left join authz.groups g on g.group_id = p.group_id
+                left join authz.sync_stage_groups s on s.run_id = $1 and s.external_id = p.group_external_id
+                where p.run_id = $1
+                group by p.group_external_id
+                union all
+                select coalesce(s.group_name, s.external_id), s.members_staged, 0, 0, 0
+                from authz.sync_stage_groups s
+                where s.run_id = $1 and s.members_fresh and s.members_staged > 0
+            ) changes
+            order by removed desc, added + removed + changed desc, 1
             limit $2
             "#,
             self.run_id,

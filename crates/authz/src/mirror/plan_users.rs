@@ -196,6 +196,15 @@ impl Run {
                 from authz.sync_plan_users p
                 where p.run_id = $1 and p.op in ('add', 'change')
             ),
+            -- Hardly ever anybody: those whose name another one has or wants.
+            contested as (
+                select external_id, user_id, op, new_name, turn from wanting where not keeps and turn > 1
+                union
+                select w.external_id, w.user_id, w.op, w.new_name, w.turn
+                from wanting w
+                join authz.users h on h.user_name = w.new_name and h.status <> 'deleted' and h.user_id is distinct from w.user_id
+                where not w.keeps
+            ),
             blocked as (
                 select w.external_id, w.op, w.new_name,
                        coalesce(
@@ -213,8 +222,7 @@ impl Run {
                               and not coalesce(hp.op = 'remove' or (hp.op = 'change' and hp.new_name <> hp.old_name), false)
                             limit 1),
                            case when w.turn > 1 then 'the directory lists another user of this name' end) as reason
-                from wanting w
-                where not w.keeps
+                from contested w
             ),
             noted as (
                 insert into authz.sync_plan_conflicts (run_id, kind, external_id, name, reason)

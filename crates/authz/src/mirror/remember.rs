@@ -8,9 +8,9 @@ use crate::error::Error;
 
 impl Run {
     /// Stages of the groups that are as last time the members who have to be looked at again: its outsiders, who may be
-    /// listed by now, and users whom the directory lists no more, who may stay as external ones.
-    pub(super) async fn stage_remembered(&self, tx: &mut PgConnection) -> Result<(), Error> {
-        sqlx::query!(
+    /// listed by now, and users whom the directory lists no more, who may stay as external ones. Says how many rows that are.
+    pub(super) async fn stage_remembered(&self, tx: &mut PgConnection) -> Result<u64, Error> {
+        let done = sqlx::query!(
             r#"
             with same as (
                 -- Compared groups too: those of their members who are as listed are not staged either.
@@ -55,7 +55,7 @@ impl Run {
         )
         .execute(tx)
         .await?;
-        Ok(())
+        Ok(done.rows_affected())
     }
 }
 
@@ -63,11 +63,20 @@ impl Run {
 /// change of a membership, since each takes the digest of its group away.
 ///
 /// A group that has not become what was listed, for whatever reason, gets no digest: the next run stages it again.
-pub(super) async fn remember(tx: &mut PgConnection, run_id: i64, directory_id: i32) -> Result<(), Error> {
+/// `as_planned` says that each planned row was carried out and none was withheld, so that nothing has to be counted.
+// INVARIANT: a group has become what was listed if all of its plan was carried out, since its plan is the difference (held
+// by the test `group_that_does_not_become_what_was_listed_is_not_remembered`).
+pub(super) async fn remember(
+    tx: &mut PgConnection,
+    run_id: i64,
+    directory_id: i32,
+    as_planned: bool,
+) -> Result<(), Error> {
     sqlx::query!(
         r#"
         with listed as (
-            select s.external_id, s.members_digest, s.members_same, g.group_id
+            select s.external_id, s.members_digest, s.members_same, g.group_id, s.members_staged,
+                   s.members_fresh and $3 as is_sure
             from authz.sync_stage_groups s
             join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id and g.status = 'active'
             where s.run_id = $1 and s.members_complete and s.members_listed and s.members_digest is not null
@@ -88,33 +97,28 @@ pub(super) async fn remember(tx: &mut PgConnection, run_id: i64, directory_id: i
             left join authz.users u on m.kind = 'user' and u.external_id = m.member_external_id and u.status <> 'deleted'
             left join authz.groups c on m.kind = 'group' and c.directory_id = $2 and c.external_id = m.member_external_id
                 and c.status = 'active'
+            where not l.is_sure
             group by l.group_id
         ),
-        user_members as (
-            select gu.group_id, count(*) as members
-            from authz.group_users gu
-            where gu.group_id in (select group_id from listed)
-            group by gu.group_id
-        ),
-        other_members as (
-            select m.group_id, count(*) as members
-            from (select parent_group_id as group_id from authz.group_groups
-                  union all
-                  select group_id from authz.group_directories) m
-            where m.group_id in (select group_id from listed)
-            group by m.group_id
+        expected as (
+            select l.group_id, l.members_digest,
+                   case when l.is_sure then l.members_staged else l.members_same + coalesce(s.members, 0) end as members
+            from listed l
+            left join staged s on s.group_id = l.group_id
         )
         insert into authz.group_digests (group_id, digest, members)
-        select l.group_id, l.members_digest, l.members_same + coalesce(s.members, 0)
-        from listed l
-        left join staged s on s.group_id = l.group_id
-        left join user_members u on u.group_id = l.group_id
-        left join other_members o on o.group_id = l.group_id
-        where l.members_same + coalesce(s.members, 0) = coalesce(u.members, 0) + coalesce(o.members, 0)
+        select e.group_id, e.members_digest, e.members
+        from expected e
+        where case when $3 then true
+              else e.members = (select count(*) from authz.group_users m where m.group_id = e.group_id)
+                               + (select count(*) from authz.group_groups m where m.parent_group_id = e.group_id)
+                               + (select count(*) from authz.group_directories m where m.group_id = e.group_id)
+              end
         on conflict (group_id) do update set digest = excluded.digest, members = excluded.members
         "#,
         run_id,
         directory_id,
+        as_planned,
     )
     .execute(&mut *tx)
     .await?;
@@ -135,6 +139,7 @@ pub(super) async fn remember(tx: &mut PgConnection, run_id: i64, directory_id: i
         insert into authz.group_outsiders (group_id, kind, external_id, member_name, role)
         select d.group_id, m.kind, m.member_external_id, m.member_name, m.role
         from authz.sync_stage_members m
+        join authz.sync_stage_groups s on s.run_id = $1 and s.external_id = m.group_external_id and not s.members_fresh
         join authz.groups g on g.directory_id = $2 and g.external_id = m.group_external_id
         join authz.group_digests d on d.group_id = g.group_id
         left join authz.users u

@@ -43,12 +43,39 @@ pub struct Plan {
     pub actions: ActionChanges,
     /// What would go, but stays because no removal was asked for ([`super::PlanOptions::no_remove`]).
     pub withheld: Totals,
+    /// Of the memberships that would be added those of groups that have none yet.
+    #[serde(skip)]
+    pub(super) fresh_memberships: u64,
     /// Groups that stay and lose members: all of them, for the guard.
     #[serde(skip)]
     pub shrinking: Vec<Shrinking>,
 }
 
 impl Plan {
+    /// The plan of a mirror that has all that is listed, and nothing else.
+    pub(super) fn of_nothing(hash: String, listed: Totals) -> Self {
+        Self {
+            hash,
+            counts: Counts::default(),
+            before: listed,
+            listed,
+            newly_suspended: 0,
+            newly_external: 0,
+            external_users: 0,
+            external_groups: 0,
+            incomplete_groups: Vec::new(),
+            disturbed_groups: Vec::new(),
+            users: Vec::new(),
+            groups: Vec::new(),
+            memberships: Vec::new(),
+            conflicts: Vec::new(),
+            actions: ActionChanges::default(),
+            withheld: Totals::default(),
+            fresh_memberships: 0,
+            shrinking: Vec::new(),
+        }
+    }
+
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -44,8 +44,8 @@ struct Open {
 enum Finished {
     /// The group has so many members, the same as last time.
     Same(u64),
-    /// They are staged, and have this digest.
-    Staged(Option<[u8; 32]>),
+    /// So many are staged, all of them, and have this digest.
+    Staged { digest: Option<[u8; 32]>, members: u64 },
     /// What differs is staged, of the mirror as the listing of the digest `basis` left it.
     Compared { digest: [u8; 32], basis: [u8; 32], same: u64 },
 }
@@ -114,8 +114,9 @@ impl Run {
                 Finished::Compared { digest, basis, same: 0 }
             }
             _ => {
+                let count = spilled + members.len() as u64;
                 staging.ready.push((group.clone(), members));
-                Finished::Staged(digest)
+                Finished::Staged { digest, members: count }
             }
         };
         staging.finished.insert(group, finished);
@@ -136,7 +137,7 @@ impl Run {
         let mut staging = self.staging.lock().await;
         let spilled = staging.open.remove(group_external_id).is_some_and(|listing| listing.spilled > 0);
         let finished = staging.finished.remove(group_external_id);
-        if !spilled && !matches!(finished, Some(Finished::Staged(_) | Finished::Compared { .. })) {
+        if !spilled && !matches!(finished, Some(Finished::Staged { .. } | Finished::Compared { .. })) {
             return Ok(());
         }
         staging.ready.retain(|(group, _)| group != group_external_id);
@@ -221,40 +222,47 @@ impl Run {
         self.compare(&mut staging).await?;
         self.flush(&mut staging).await?;
         let unseen = self.known_users(&mut staging).await?.unseen();
-        sqlx::query!(
-            "insert into authz.sync_stage_unseen_users (run_id, user_id) select $1, unnest($2::bigint[])",
-            self.run_id,
-            &unseen,
-        )
-        .execute(&self.pool)
-        .await?;
+        if !unseen.is_empty() {
+            sqlx::query!(
+                "insert into authz.sync_stage_unseen_users (run_id, user_id) select $1, unnest($2::bigint[])",
+                self.run_id,
+                &unseen,
+            )
+            .execute(&self.pool)
+            .await?;
+        }
         self.staged.unseen_users.store(unseen.len() as u64, Ordering::Relaxed);
-        let (mut groups, mut digests, mut bases, mut same_here, mut same) =
-            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), 0);
+        let (mut groups, mut digests, mut bases, mut same_here, mut staged_here, mut same) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new(), 0);
+        let number = |members: u64| i64::try_from(members).unwrap_or(i64::MAX);
         for (group, finished) in std::mem::take(&mut staging.finished) {
-            match finished {
-                Finished::Same(members) => same += members,
-                Finished::Staged(digest) => {
-                    groups.push(storable(&group));
-                    digests.push(digest.map(|digest| digest.to_vec()));
-                    bases.push(None);
-                    same_here.push(0);
-                }
-                Finished::Compared { digest, basis, same: members } => {
+            let (digest, compared_as, same_of_group, staged_of_group) = match finished {
+                Finished::Same(members) => {
                     same += members;
-                    groups.push(storable(&group));
-                    digests.push(Some(digest.to_vec()));
-                    bases.push(Some(basis.to_vec()));
-                    same_here.push(i64::try_from(members).unwrap_or(i64::MAX));
+                    continue;
                 }
-            }
+                Finished::Staged { digest, members } => (digest, None, 0, members),
+                Finished::Compared { digest, basis, same } => (Some(digest), Some(basis), same, 0),
+            };
+            same += same_of_group;
+            groups.push(storable(&group));
+            digests.push(digest.map(|digest| digest.to_vec()));
+            bases.push(compared_as.map(|basis| basis.to_vec()));
+            same_here.push(number(same_of_group));
+            staged_here.push(number(staged_of_group));
         }
         self.staged.same_members.store(same, Ordering::Relaxed);
+        self.staged.listed_groups.store(groups.len() as u64, Ordering::Relaxed);
+        if groups.is_empty() {
+            return Ok(());
+        }
         sqlx::query!(
             r#"
             update authz.sync_stage_groups s
-            set members_listed = true, members_digest = v.digest, members_basis = v.basis, members_same = v.same
-            from unnest($2::text[], $3::bytea[], $4::bytea[], $5::bigint[]) as v (external_id, digest, basis, same)
+            set members_listed = true, members_digest = v.digest, members_basis = v.basis, members_same = v.same,
+                members_staged = v.staged
+            from unnest($2::text[], $3::bytea[], $4::bytea[], $5::bigint[], $6::bigint[])
+                as v (external_id, digest, basis, same, staged)
             where s.run_id = $1 and s.external_id = v.external_id
             "#,
             self.run_id,
@@ -262,6 +270,7 @@ impl Run {
             &digests as &[Option<Vec<u8>>],
             &bases as &[Option<Vec<u8>>],
             &same_here,
+            &staged_here,
         )
         .execute(&self.pool)
         .await?;
