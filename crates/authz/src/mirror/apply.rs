@@ -36,7 +36,10 @@ impl Planned {
         actor: &Actor,
     ) -> Result<(Plan, Revision), Error> {
         let changes = !self.plan.is_empty();
-        let mut as_planned = self.plan.withheld == Totals::default();
+        // Who goes takes memberships along that are planned nowhere.
+        let counts = &self.plan.counts;
+        let mut as_planned = self.plan.withheld == Totals::default()
+            && (counts.users.removed, counts.groups.removed) == (0, 0);
         if changes {
             sqlx::query!(
                 r#"select set_config('authz.sync_run', $1, true) as "run!""#,

@@ -171,8 +171,9 @@ impl Run {
             }
             while self.settle_group_names(tx).await? > 0 {}
         }
-        let nothing_differs =
-            !(users_differ || staging.externals || groups_differ || staging.listed || staging.incomplete)
+        let nothing_differs = !(users_differ || groups_differ || staging.listed || staging.incomplete)
+                // Who is listed and no member of this mirror: it has fewer memberships than are listed.
+                && !(staging.externals || staging.outsiders)
                 && staging.memberships + looked_at_again == 0;
         if nothing_differs {
             return Ok(Plan::of_nothing(self.hash(tx).await?, staging.listed_totals));

@@ -1,6 +1,5 @@
 -- A first load, and what is new later on: a group that has no member in the mirror and gets all that are listed need not be
--- compared member by member. Tables of staging and planning
--- only, which are empty between runs.
+-- compared member by member. Tables of staging and planning only, which are empty between runs: no lock that anybody waits for.
 
 alter table authz.sync_stage_groups
     -- How many members of the group are staged, if all of its listing is.
