@@ -110,59 +110,79 @@ async fn log_position(pool: &PgPool) -> i64 {
     sqlx::query_scalar("select (pg_current_wal_insert_lsn() - '0/0')::bigint").fetch_one(pool).await.unwrap()
 }
 
-fn median(mut times: Vec<Duration>) -> Duration {
-    times.sort_unstable();
-    times[times.len() / 2]
+/// One run, and what the machine did in between: it may change its speed within seconds.
+struct Measured {
+    whole: Duration,
+    copy: Duration,
+    crawl: Duration,
+}
+
+impl Measured {
+    /// Whole, and beyond the crawl, in multiples of the copy.
+    fn ratios(&self) -> [f64; 2] {
+        [self.whole, self.whole.saturating_sub(self.crawl)].map(|time| time.div_duration_f64(self.copy))
+    }
+}
+
+/// Measures a run between two copies and two crawls, whose means are its units.
+async fn measured(pool: &PgPool, world: World, wanted: Status) -> (Measured, Report) {
+    let (copy_before, crawl_before) = (copy(pool, world).await, crawl_alone(world).await);
+    let (whole, report) = sync(pool, world).await;
+    assert_eq!(report.status, wanted, "{report}");
+    let (crawl_after, copy_after) = (crawl_alone(world).await, copy(pool, world).await);
+    let (copy, crawl) = ((copy_before + copy_after) / 2, (crawl_before + crawl_after) / 2);
+    (Measured { whole, copy, crawl }, report)
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_unstable_by(f64::total_cmp);
+    figures[figures.len() / 2]
 }
 
 async fn ratios(world: World, rounds: usize) {
-    let (mut copies, mut crawls, mut firsts, mut unchanged, mut spread, mut concentrated) =
-        (vec![], vec![], vec![], vec![], vec![], vec![]);
+    let [mut firsts, mut unchanged, mut spread, mut concentrated] = [const { Vec::new() }; 4];
     let mut logs: Vec<i64> = vec![];
     for _ in 0..rounds {
         let (_database, pool) = migrated().await;
-        copies.push(copy(&pool, world).await);
-        crawls.push(crawl_alone(world).await);
-        let (time, report) = sync(&pool, world).await;
-        assert_eq!(report.status, Status::Applied, "{report}");
-        firsts.push(time);
+        firsts.push(measured(&pool, world, Status::Applied).await.0);
         // What a database does by itself after so large a change.
         sqlx::raw_sql("vacuum analyze").execute(&pool).await.unwrap();
         for _ in 0..ROUNDS {
             let before = log_position(&pool).await;
-            let (time, report) = sync(&pool, world).await;
+            let (_, report) = sync(&pool, world).await;
             assert_eq!(report.status, Status::Unchanged, "{report}");
-            unchanged.push(time);
             logs.push(log_position(&pool).await - before);
+            unchanged.push(measured(&pool, world, Status::Unchanged).await.0);
         }
-        copies.push(copy(&pool, world).await);
-        for (times, is_concentrated) in [(&mut spread, false), (&mut concentrated, true)] {
-            for moment in [1, 0] {
-                let (time, report) =
-                    sync(&pool, World { moment, concentrated: is_concentrated, ..world }).await;
-                assert_eq!(report.status, Status::Applied, "{report}");
+        for (runs, is_concentrated) in [(&mut spread, false), (&mut concentrated, true)] {
+            for moment in [1, 0, 1, 0] {
+                let there = World { moment, concentrated: is_concentrated, ..world };
+                let (run, report) = measured(&pool, there, Status::Applied).await;
                 let counts = report.counts.memberships;
-                println!("churn: {} added, {} removed: {time:?}", counts.added, counts.removed);
-                times.push(time);
+                assert_eq!(counts.added, counts.removed, "{report}");
+                runs.push(run);
             }
         }
     }
-    let unit = median(copies);
-    let crawl = median(crawls);
-    println!("raw copy of {} rows: {unit:?}; crawl alone: {crawl:?}", world.memberships);
-    println!("log written by an unchanged run: at most {} KiB", logs.iter().max().unwrap() / 1024);
-    for (what, times) in [
+    println!(
+        "{} memberships; log written by an unchanged run: at most {} KiB",
+        world.memberships,
+        logs.iter().max().unwrap() / 1024
+    );
+    for (what, runs) in [
         ("first load", firsts),
         ("unchanged", unchanged),
         ("1 % churn, spread", spread),
         ("1 % churn, few groups", concentrated),
     ] {
-        let whole = median(times);
-        let beyond = whole.saturating_sub(crawl);
-        println!(
-            "{what:<22} {whole:>10.1?} {:>7.2} × copy; beyond the crawl {beyond:>10.1?} {:>7.2} × copy",
-            whole.as_secs_f64() / unit.as_secs_f64(),
-            beyond.as_secs_f64() / unit.as_secs_f64()
-        );
+        for run in &runs {
+            let Measured { whole, copy, crawl } = run;
+            let [times, beyond] = run.ratios();
+            println!(
+                "  {what}: {whole:.1?}, crawl {crawl:.1?}, copy {copy:.1?}: {times:.2}, beyond the crawl {beyond:.2} × copy"
+            );
+        }
+        let [whole, beyond] = [0, 1].map(|at| median(runs.iter().map(|run| run.ratios()[at]).collect()));
+        println!("{what}, median: {whole:.2} × copy; beyond the crawl {beyond:.2} × copy");
     }
 }

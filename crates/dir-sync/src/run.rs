@@ -189,6 +189,7 @@ impl DirectorySync {
                 crawled
             }
             Err(error) => {
+                let error = cause(&run, error).await;
                 give_up(run, &error, self.source.calls()).await;
                 return Err(error);
             }
@@ -218,9 +219,9 @@ impl DirectorySync {
                 Ok(planned)
             }
             Err(error) => {
-                if let Some(run) = failed {
-                    give_up(run, &error, self.source.calls()).await;
-                }
+                let Some(run) = failed else { return Err(error) };
+                let error = cause(&run, error).await;
+                give_up(run, &error, self.source.calls()).await;
                 Err(error)
             }
         }
@@ -384,6 +385,17 @@ fn fail(report: &mut Report, error: &RunError) {
         RunError::Stopped(reason) => reason.is_from_outside().then_some(6),
         RunError::Mirror(_) | RunError::Crawl(_) => None,
     };
+}
+
+/// What to tell of an error. To a process that was paused the database has not answered in time; if another run has taken
+/// the lease meanwhile, that is what happened.
+async fn cause(run: &Run, error: RunError) -> RunError {
+    match error {
+        RunError::Mirror(authz::Error::Database(_)) if matches!(run.has_lease().await, Ok(false)) => {
+            authz::Error::LeaseLost { run_id: run.id() }.into()
+        }
+        error => error,
+    }
 }
 
 async fn give_up(run: Run, error: &RunError, api_calls: u64) {

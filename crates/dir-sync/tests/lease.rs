@@ -144,7 +144,9 @@ async fn lost_lease_writes_nothing() {
     stage(&slow).await;
     let slow_id = slow.id();
     let before = written_rows(&pool).await;
+    assert!(slow.has_lease().await.unwrap());
     let next = take_over(&pool).await;
+    assert!(!slow.has_lease().await.unwrap() && next.has_lease().await.unwrap());
     let (slow, error) = slow.plan(PlanOptions::default()).await.unwrap_err();
     assert!(matches!(error, Error::LeaseLost { run_id } if run_id == slow_id), "{error}");
     slow.fail("lost", 0, &actor()).await.unwrap();

@@ -138,6 +138,19 @@ impl Run {
         }
     }
 
+    /// Whether the lease is this run's, by the database: after an error that may come of a pause in which another one took it.
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer.
+    pub async fn has_lease(&self) -> Result<bool, Error> {
+        let has = sqlx::query_scalar!(
+            r#"select exists (select from authz.sync_leases where directory_id = $1 and run_id = $2) as "has!""#,
+            self.directory_id,
+            self.run_id,
+        );
+        Ok(has.fetch_one(&self.pool).await?)
+    }
+
     /// What interrupts the plan or the apply of this run.
     #[must_use]
     pub fn interrupt(&self) -> Interrupt {
