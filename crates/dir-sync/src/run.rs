@@ -175,7 +175,7 @@ impl DirectorySync {
         if let Some(deadline) = self.options.deadline {
             self.options.stop = std::mem::take(&mut self.options.stop).or_after(deadline);
         }
-        self.prepare(report).await
+        Box::pin(self.prepare(report)).await
     }
 
     /// Crawl, stage and plan; a failure is recorded and gives the lease back.

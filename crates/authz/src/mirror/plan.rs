@@ -171,10 +171,10 @@ impl Run {
             }
             while self.settle_group_names(tx).await? > 0 {}
         }
-        let nothing_differs = !(users_differ || groups_differ || staging.listed || staging.incomplete)
-                // Who is listed and no member of this mirror: it has fewer memberships than are listed.
-                && !(staging.externals || staging.outsiders)
-                && staging.memberships + looked_at_again == 0;
+        // Externals and outsiders are listed and no members of this mirror, which then has fewer than are listed.
+        let fewer = staging.externals || staging.outsiders;
+        let differs = users_differ || groups_differ || staging.listed || staging.incomplete || fewer;
+        let nothing_differs = !differs && staging.memberships + looked_at_again == 0;
         if nothing_differs {
             return Ok(Plan::of_nothing(self.hash(tx).await?, staging.listed_totals));
         }
