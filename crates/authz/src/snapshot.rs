@@ -40,7 +40,7 @@
 //! # Certain answers
 //! [`Snapshot::check_confirmed`] and its kin ask a connection for the revision that it sees, inside the transaction that
 //! makes a change for example, and answer from memory if that is the snapshot's, from the database if not: the
-//! answer of [`check`](crate::check()) for less than twice what the shortest statement takes.
+//! answer of [`check`](crate::check()) for about twice what the shortest statement takes.
 //!
 //! # What it costs
 //! A check takes no lock and allocates nothing, except that one of an action which nobody has registered may write a

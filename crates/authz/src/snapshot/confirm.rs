@@ -52,7 +52,8 @@ impl Snapshot {
     /// `read committed` the next statement may see more; in `repeatable read` it sees the same.
     ///
     /// By `sub` the snapshot answers with [`Options::by_sub`](super::Options::by_sub); without, the database always does, so
-    /// that [`check`](crate::check()) is the better question. With [`Options::max_directory_age`](super::Options::max_directory_age) there is one more round trip.
+    /// that [`check`](crate::check()) is the better question. With
+    /// [`Options::max_directory_age`](super::Options::max_directory_age) there is one more round trip.
     ///
     /// ```no_run
     /// # use authz::{ActionName, Snapshot, UserName};
