@@ -387,6 +387,14 @@ fn expected(world: &World, user: usize, action: &str) -> String {
     .to_owned()
 }
 
+/// Groups of nobody, so many that a snapshot holds the groups of a user in another way.
+async fn crowd(pool: &PgPool) {
+    let groups = "insert into authz.groups (group_id, group_name) select n, 'crowd' || n from generate_series(5001, 5300) n";
+    let grants = "insert into authz.group_actions (group_id, action_name) select n, 'c.*' from generate_series(5001, 5300) n";
+    sqlx::query(groups).execute(pool).await.unwrap();
+    sqlx::query(grants).execute(pool).await.unwrap();
+}
+
 /// Changes something, in the model and in the database.
 async fn change(world: &mut World, names: &mut [String], pool: &PgPool, rng: &mut SmallRng) -> String {
     let (user, group, other) =
@@ -496,10 +504,17 @@ async fn snapshot_follows_the_model(seed: u64) {
     world.edges.retain(|e| !deleted.contains(&e.0));
     world.everyone.retain(|e| !deleted.contains(&e.0));
     world.store(&pool).await;
+    // In a third of the worlds from the beginning, in another third from the middle.
+    if seed % 3 == 0 {
+        crowd(&pool).await;
+    }
     let mut names: Vec<String> = (0..USERS).map(|user| format!("u{user}")).collect();
     let followed = Snapshot::options().start(pool.clone()).await.unwrap();
     let actions = ACTIONS.map(support::action);
     for step in 0..40 {
+        if seed % 3 == 1 && step == 20 {
+            crowd(&pool).await;
+        }
         let changed = change(&mut world, &mut names, &pool, &mut rng).await;
         // Whether or not it has followed by now.
         for n in (0..USERS * ACTIONS.len()).skip(step % 16).step_by(16) {

@@ -11,7 +11,7 @@ use super::load::{Loaded, ended, state, suspended};
 use super::model::{Model, Node, end_of};
 use super::poll::Mark;
 use super::state::State;
-use super::users::{self, Duplicate, NewUser};
+use super::users::{self, NewUser, Unfit};
 use crate::decision::Revision;
 use crate::error::Error;
 use crate::name::{ActionName, ActionPattern};
@@ -58,7 +58,8 @@ pub(super) async fn follow(
     }
     // INVARIANT: numbers of nodes that nothing reaches any more are given back, by a full load, before they are
     // more than those in use (held by `nodes_without_grants_are_given_back`).
-    if touched.len() > quarter || model.is_wasteful() {
+    let are_held = old.users.nodes_are().hold(model.nodes());
+    if touched.len() > quarter || model.is_wasteful() || !are_held {
         return Ok(None);
     }
     let read = read_users(connection, &model, &touched, by_sub).await?;
@@ -81,7 +82,7 @@ pub(super) async fn follow(
             let everywhere = changes.users.iter().any(moved);
             match old.users.replace(&touched, everywhere, &read) {
                 Ok(users) => users,
-                Err(Duplicate) => return Ok(None),
+                Err(Unfit) => return Ok(None),
             }
         };
         let state = state(at, users, actions, &model);

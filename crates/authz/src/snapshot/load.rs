@@ -10,7 +10,7 @@ use super::copy::{Field, Rows};
 use super::model::{Model, Node, end_of};
 use super::poll::Mark;
 use super::state::{Size, State};
-use super::users::{self, Builder, Duplicate};
+use super::users::{self, Builder, Nodes, Unfit};
 use crate::decision::Revision;
 use crate::error::Error;
 
@@ -73,14 +73,14 @@ pub(super) async fn load(
     )
     .fetch_one(&mut *connection)
     .await?;
-    let builder = Builder::new(usize::try_from(expected.users).unwrap_or(0));
+    let builder = Builder::new(usize::try_from(expected.users).unwrap_or(0), Nodes::of(model.nodes()));
     let most_are_relevant = model.groups() * 2 > usize::try_from(expected.groups).unwrap_or(0);
     let builder = stream(connection, &model, builder, by_sub, most_are_relevant).await?;
     let actions = rows.await.map_err(ended)?;
     let users = tokio::task::spawn_blocking(|| builder.finish())
         .await
         .map_err(ended)?
-        .map_err(|Duplicate| Error::Unreadable { what: "one name of two users".to_owned() })?;
+        .map_err(|Unfit| Error::Unreadable { what: "one name of two users".to_owned() })?;
     let model = Arc::into_inner(model).ok_or(Error::SnapshotClosed)?;
     let state = state(at, users, Arc::new(actions), &model);
     Ok(Loaded { model, state })

@@ -2,6 +2,11 @@
 
 use std::sync::Arc;
 
+/// So many nodes fit into [`NodeSet`].
+pub(super) const FEW_NODES: usize = 256;
+/// The nodes of a user where there are few of them in all, as bits: to go through a list takes longer than to look at all.
+pub(super) type NodeSet = [u32; FEW_NODES / 32];
+
 /// When a grant without an end ends.
 pub(super) const NEVER: i64 = i64::MAX;
 
@@ -14,7 +19,11 @@ pub(super) struct Row {
     /// nobody can predict whether a node lies there, so a branch on that costs more than a look. Then a power of two of
     /// words, or none: where a node's bit is not set at its place in them, modulo their number, the node reaches no
     /// grant with an end. Grants with an end are few, so this is small and most denies end here.
-    words: Arc<[u64]>,
+    ///
+    /// These have as many as a [`NodeSet`] at least, of whose nodes each then has a bit of its own.
+    words: Arc<[u32]>,
+    /// Of the first set what a [`NodeSet`] holds, in here: to follow the pointer would take a tenth of a check.
+    few: NodeSet,
     /// How many words the first set has.
     always: u32,
     /// By node, the latest end in microseconds.
@@ -35,7 +44,7 @@ pub(super) enum Reach {
 impl Row {
     /// Of the nodes that reach a grant, each with the latest end of those; in any order, repeated or not.
     pub(super) fn new(reached: impl Iterator<Item = (u32, i64)>) -> Self {
-        let mut always: Vec<u64> = Vec::new();
+        let mut always: Vec<u32> = Vec::new();
         let mut ends = Vec::new();
         for (node, end) in reached {
             if end != NEVER {
@@ -47,26 +56,28 @@ impl Row {
                 always.resize(at + 1, 0);
             }
             if let Some(word) = always.get_mut(at) {
-                *word |= 1 << (node & 63);
+                *word |= 1 << (node & 31);
             }
         }
         ends.sort_unstable_by_key(|&(node, end)| (node, std::cmp::Reverse(end)));
         ends.dedup_by_key(|(node, _)| *node);
-        // One word for each such node, so that a node is taken for one in vain once in 64 times.
+        // Two words for each such node, so that a node is taken for one in vain once in 64 times.
         let exact = ends.last().map_or(0, |(node, _)| word_of(*node) + 1);
-        let mut perhaps =
-            vec![0_u64; if ends.is_empty() { 0 } else { ends.len().min(exact).next_power_of_two() }];
+        let enough = (2 * ends.len()).min(exact).next_power_of_two().max(size_of::<NodeSet>() / 4);
+        let mut perhaps = vec![0_u32; if ends.is_empty() { 0 } else { enough }];
         for (node, _) in &ends {
             let at = word_of(*node) & perhaps.len().wrapping_sub(1);
             if let Some(word) = perhaps.get_mut(at) {
-                *word |= 1 << (node & 63);
+                *word |= 1 << (node & 31);
             }
         }
+        let mut few = NodeSet::default();
+        few.iter_mut().zip(&always).for_each(|(to, from)| *to = *from);
         always.push(0);
         // Nodes are numbered with 32 bits, so their words are as well.
         let words_always = u32::try_from(always.len()).unwrap_or(u32::MAX);
         always.append(&mut perhaps);
-        Self { words: always.into(), always: words_always, ends: ends.into() }
+        Self { words: always.into(), few, always: words_always, ends: ends.into() }
     }
 
     /// What reaches a user with these nodes.
@@ -86,10 +97,29 @@ impl Row {
         Reach::Never
     }
 
+    /// The same where no node is past a [`NodeSet`].
+    #[inline]
+    pub(super) fn reach_set(&self, nodes: &NodeSet) -> Reach {
+        if meet(&self.few, nodes) {
+            return Reach::Always;
+        }
+        match self.words.get(self.always as usize..).and_then(<[u32]>::first_chunk) {
+            Some(perhaps) if meet(perhaps, nodes) => self.last_end_of_set(nodes),
+            _ => Reach::Never,
+        }
+    }
+
     #[cold]
     fn last_end(&self, nodes: &[u32]) -> Reach {
         let end_of = |node| self.ends.binary_search_by_key(&node, |&(node, _)| node).ok();
         let ends = nodes.iter().filter_map(|&node| self.ends.get(end_of(node)?));
+        ends.map(|&(_, end)| end).max().map_or(Reach::Never, Reach::Until)
+    }
+
+    #[cold]
+    fn last_end_of_set(&self, nodes: &NodeSet) -> Reach {
+        let has = |node: u32| nodes.get(word_of(node)).is_some_and(|word| word >> (node & 31) & 1 == 1);
+        let ends = self.ends.iter().filter(|(node, _)| has(*node));
         ends.map(|&(_, end)| end).max().map_or(Reach::Never, Reach::Until)
     }
 
@@ -107,13 +137,28 @@ impl Row {
 /// Whether a node's bit is set in the word at its place. A loop without a branch on what it finds: nobody can predict at
 /// which node an answer lies.
 #[inline]
-fn finds(words: &[u64], nodes: &[u32], place: impl Fn(usize) -> usize) -> bool {
-    let bit = |node: u32| words.get(place(word_of(node))).copied().unwrap_or_default() >> (node & 63);
+fn finds(words: &[u32], nodes: &[u32], place: impl Fn(usize) -> usize) -> bool {
+    let bit = |node: u32| words.get(place(word_of(node))).copied().unwrap_or_default() >> (node & 31);
     nodes.iter().fold(0, |found, &node| found | bit(node)) & 1 == 1
 }
 
+/// Whether a node is in both sets.
+#[inline]
+fn meet(one: &NodeSet, other: &NodeSet) -> bool {
+    one.iter().zip(other).fold(0, |met, (one, other)| met | one & other) != 0
+}
+
+/// These nodes as a set, if all fit.
+pub(super) fn set_of(nodes: &[u32]) -> Option<NodeSet> {
+    let mut set = NodeSet::default();
+    for node in nodes {
+        *set.get_mut(word_of(*node))? |= 1 << (node & 31);
+    }
+    Some(set)
+}
+
 fn word_of(node: u32) -> usize {
-    (node >> 6) as usize
+    (node >> 5) as usize
 }
 
 #[cfg(test)]
@@ -134,16 +179,34 @@ mod tests {
 
     #[test]
     fn nodes_that_share_a_bit_are_told_apart() {
-        // One node with an end: one word, so 70 looks like 6, 134 and so on.
+        // One node with an end: eight words, so 70 looks like 326 and so on.
         let row = Row::new([(70, 5)].into_iter());
-        assert_eq!((row.words.len(), row.always), (2, 1));
-        assert_eq!(row.reach(&[6, 134]), Reach::Never);
-        assert_eq!(row.reach(&[6, 70, 134]), Reach::Until(5));
+        assert_eq!((row.words.len(), row.always), (9, 1));
+        assert_eq!(row.reach(&[6, 326]), Reach::Never);
+        assert_eq!(row.reach(&[6, 70, 326]), Reach::Until(5));
         let nodes: Vec<u32> = (0..500).map(|n| n * 7).collect();
         let row = Row::new(nodes.iter().map(|&node| (node, i64::from(node))));
         for node in 0..4_000 {
             let wanted = if nodes.contains(&node) { Reach::Until(i64::from(node)) } else { Reach::Never };
             assert_eq!(row.reach(&[node]), wanted);
         }
+    }
+
+    #[test]
+    fn set_of_nodes_is_reached_as_their_list_is() {
+        let lists =
+            [vec![], vec![0], vec![31, 32], vec![255], vec![3, 64, 127, 128, 200, 255], (0..256).collect()];
+        let ends =
+            |node: u32, round: u32| if (node + round).is_multiple_of(3) { NEVER } else { i64::from(node) };
+        for round in 0..60 {
+            // The first rows have no node at all, or one; later ones nodes that no set holds.
+            let reached = (0..round).map(|n| (n * n * 7 % (30 + 6 * round), round));
+            let row = Row::new(reached.map(|(node, round)| (node, ends(node, round))));
+            for list in &lists {
+                assert_eq!(row.reach_set(&set_of(list).unwrap()), row.reach(list), "{round} {list:?}");
+            }
+        }
+        assert_eq!(Row::default().reach_set(&set_of(&[0]).unwrap()), Reach::Never);
+        assert!(set_of(&[256]).is_none() && set_of(&[1, 70_000]).is_none());
     }
 }

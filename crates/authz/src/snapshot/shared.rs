@@ -248,10 +248,10 @@ mod tests {
 
     use super::*;
     use crate::snapshot::model::Model;
-    use crate::snapshot::users::Builder;
+    use crate::snapshot::users::{Builder, Nodes};
 
     fn state(revision: i64) -> State {
-        let users = Builder::new(0).finish().unwrap();
+        let users = Builder::new(0, Nodes::of(0)).finish().unwrap();
         let at = (Revision(revision), super::super::poll::Mark::default());
         crate::snapshot::load::state(at, users, Arc::default(), &Model::default())
     }

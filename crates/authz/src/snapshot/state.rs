@@ -49,7 +49,7 @@ impl State {
             (None, _) => Answer::UnknownUser,
             (Some(user), _) if user.suspended => Answer::Suspended,
             (Some(_), None) => Answer::UnknownAction,
-            (Some(user), Some(row)) => match row.reach(user.nodes) {
+            (Some(user), Some(row)) => match self.users.reach(user, row) {
                 Reach::Always => Answer::Allow,
                 // Live as in the database: as long as the end is greater than the clock.
                 Reach::Until(end) if end > now() => Answer::Allow,

@@ -4,8 +4,10 @@
 //! and a change rebuilds one small block:
 //!
 //! ```text
-//! users, memberships | bucket: eight tags (4), eight offsets | … | entry: user_id (2), shape, nodes (sorted), key (padded) | …
+//! users, memberships | bucket: eight tags (4), eight offsets | … | entry: user_id (2), shape, nodes, key (padded) | …
 //! ```
+//!
+//! The nodes are a sorted list, or a [`NodeSet`] in every entry where there are few nodes in all.
 //!
 //! The key of an entry is the user's name. An entry under a `sub` has the name behind the key: its length and the name,
 //! padded. The nodes come first, so that where they are is known with the entry.
@@ -19,6 +21,7 @@ use std::sync::Arc;
 use foldhash::quality::RandomState;
 
 use super::actions::same_bytes;
+use super::row::{self, FEW_NODES, NodeSet, Reach, Row};
 use crate::error::Error;
 use crate::name::UserName;
 
@@ -43,6 +46,7 @@ pub(super) struct Users {
     hasher: RandomState,
     shift: u32,
     shards: Arc<[Shard]>,
+    nodes_are: Nodes,
     /// How many users, memberships and bytes, all shards together.
     pub(super) count: usize,
     pub(super) memberships: usize,
@@ -56,14 +60,42 @@ struct Shard {
     words: Arc<[u32]>,
 }
 
+/// How entries hold nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Nodes {
+    /// As a sorted list.
+    Listed,
+    /// As a [`NodeSet`].
+    Few,
+}
+
+impl Nodes {
+    /// How to hold so many nodes, and those that come until the next full load.
+    pub(super) const fn of(count: usize) -> Self {
+        if count <= FEW_NODES / 4 * 3 { Self::Few } else { Self::Listed }
+    }
+
+    /// Whether entries can hold every one of so many nodes.
+    pub(super) const fn hold(self, count: usize) -> bool {
+        matches!(self, Self::Listed) || count <= FEW_NODES
+    }
+
+    fn count(self, words: &[u32]) -> u32 {
+        match self {
+            Self::Listed => u32::try_from(words.len()).unwrap_or(u32::MAX),
+            Self::Few => words.iter().map(|word| word.count_ones()).sum(),
+        }
+    }
+}
+
 /// What is known of one user.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct User<'a> {
     pub(super) id: i64,
     pub(super) suspended: bool,
     key: &'a [u8],
-    /// Sorted.
-    pub(super) nodes: &'a [u32],
+    /// As [`Users`] holds them.
+    words: &'a [u32],
 }
 
 /// A user to be put in, under one key.
@@ -74,12 +106,14 @@ pub(super) struct NewUser {
     pub(super) key: Vec<u8>,
     /// Kept if the key is a `sub`.
     pub(super) name: String,
+    /// Sorted.
     pub(super) nodes: Vec<u32>,
 }
 
-/// Two users under one key, which the database does not allow: the state is not what it was taken for.
+/// Two users under one key, which the database does not allow, or a node past [`Nodes::hold`]: the state is not what it
+/// was taken for.
 #[derive(Debug)]
-pub(super) struct Duplicate;
+pub(super) struct Unfit;
 
 /// The key of a user's `sub`. Names hold no control characters, so it is no name.
 pub(super) fn sub_key(sub: &str) -> Vec<u8> {
@@ -108,6 +142,21 @@ impl Users {
     #[inline]
     pub(super) fn get(&self, key: &[u8]) -> Option<User<'_>> {
         self.find(key).map(|(user, _)| user)
+    }
+
+    /// What of a row reaches a user.
+    #[inline]
+    pub(super) fn reach(&self, user: User<'_>, row: &Row) -> Reach {
+        match (self.nodes_are, user.words.as_array::<{ size_of::<NodeSet>() / 4 }>()) {
+            (Nodes::Few, Some(set)) => row.reach_set(set),
+            (Nodes::Few, None) => Reach::Never,
+            (Nodes::Listed, _) => row.reach(user.words),
+        }
+    }
+
+    /// How entries hold nodes.
+    pub(super) const fn nodes_are(&self) -> Nodes {
+        self.nodes_are
     }
 
     /// The name of the user under the key of a `sub`.
@@ -146,24 +195,18 @@ impl Users {
     /// looked for in all shards; without, only where the new ones go.
     ///
     /// # Errors
-    /// [`Duplicate`].
+    /// [`Unfit`].
     pub(super) fn replace(
         &self,
         ids: &std::collections::HashSet<i64>,
         everywhere: bool,
         added: &[NewUser],
-    ) -> Result<Self, Duplicate> {
+    ) -> Result<Self, Unfit> {
         let mut additions: std::collections::BTreeMap<usize, Vec<u32>> = std::collections::BTreeMap::new();
         for user in added {
             let shard = shard_of(self.hash(&user.key), self.shift);
-            write_entry(
-                additions.entry(shard).or_default(),
-                user.id,
-                user.suspended,
-                &user.key,
-                &user.name,
-                &user.nodes,
-            );
+            let (words, is) = (additions.entry(shard).or_default(), self.nodes_are);
+            write_entry(words, is, user.id, user.suspended, &user.key, &user.name, &user.nodes)?;
         }
         let mut shards = self.shards.to_vec();
         let (mut users, mut memberships, mut bytes) = (self.count, self.memberships, self.bytes);
@@ -181,7 +224,7 @@ impl Users {
             kept.extend(new.unwrap_or_default());
             let (old_users, old_memberships) = counts(shard);
             let old_bytes = bytes_of(shard);
-            *shard = assemble(&self.hasher, &kept)?;
+            *shard = assemble(&self.hasher, self.nodes_are, &kept)?;
             let (new_users, new_memberships) = counts(shard);
             users = users + new_users - old_users;
             memberships = memberships + new_memberships - old_memberships;
@@ -191,6 +234,7 @@ impl Users {
             hasher: self.hasher.clone(),
             shift: self.shift,
             shards: shards.into(),
+            nodes_are: self.nodes_are,
             count: users,
             memberships,
             bytes,
@@ -203,17 +247,19 @@ pub(super) struct Builder {
     hasher: RandomState,
     shift: u32,
     shards: Vec<Vec<u32>>,
+    nodes_are: Nodes,
 }
 
 impl Builder {
     /// For about so many users.
-    pub(super) fn new(expected: usize) -> Self {
+    pub(super) fn new(expected: usize, nodes_are: Nodes) -> Self {
         // At least two shards, so that the shift stays below the width of the hash.
         let shards = (expected / USERS_PER_SHARD).next_power_of_two().max(2);
         Self {
             hasher: RandomState::default(),
             shift: 64 - shards.trailing_zeros(),
             shards: vec![Vec::new(); shards],
+            nodes_are,
         }
     }
 
@@ -230,19 +276,20 @@ impl Builder {
         fits(key, nodes)?;
         let shard = shard_of(hash(&self.hasher, key), self.shift);
         if let Some(shard) = self.shards.get_mut(shard) {
-            write_entry(shard, user_id, suspended, key, name, nodes);
+            let past = |Unfit| Error::Unreadable { what: format!("a node past {FEW_NODES} among few") };
+            write_entry(shard, self.nodes_are, user_id, suspended, key, name, nodes).map_err(past)?;
         }
         Ok(())
     }
 
     /// # Errors
-    /// [`Duplicate`].
-    pub(super) fn finish(self) -> Result<Users, Duplicate> {
+    /// [`Unfit`].
+    pub(super) fn finish(self) -> Result<Users, Unfit> {
         let mut shards = Vec::with_capacity(self.shards.len());
         let (mut users, mut memberships, mut bytes) = (0, 0, size_of::<Shard>() * self.shards.len());
         // Each draft goes before the next block is made, so that the peak is little more than one copy.
         for draft in self.shards {
-            let shard = assemble(&self.hasher, &draft)?;
+            let shard = assemble(&self.hasher, self.nodes_are, &draft)?;
             let (more_users, more_memberships) = counts(&shard);
             users += more_users;
             memberships += more_memberships;
@@ -253,6 +300,7 @@ impl Builder {
             hasher: self.hasher,
             shift: self.shift,
             shards: shards.into(),
+            nodes_are: self.nodes_are,
             count: users,
             memberships,
             bytes,
@@ -337,7 +385,7 @@ fn user_at(shard: &[u32], offset: usize) -> Option<(User<'_>, &[u32])> {
         id: (u64::from(high) << 32 | u64::from(low)).cast_signed(),
         suspended: shape >> 31 == 1,
         key,
-        nodes: words.get(ENTRY..key_at)?,
+        words: words.get(ENTRY..key_at)?,
     };
     Some((user, words.get(end..)?))
 }
@@ -360,8 +408,24 @@ fn name_behind<'a>(key: &[u8], behind: &'a [u32]) -> Option<&'a [u8]> {
     clippy::cast_possible_truncation,
     reason = "`fits` has bounded the lengths; an id is cut in two halves"
 )]
-fn write_entry(words: &mut Vec<u32>, user_id: i64, suspended: bool, key: &[u8], name: &str, nodes: &[u32]) {
+fn write_entry(
+    words: &mut Vec<u32>,
+    nodes_are: Nodes,
+    user_id: i64,
+    suspended: bool,
+    key: &[u8],
+    name: &str,
+    nodes: &[u32],
+) -> Result<(), Unfit> {
     let id = user_id.cast_unsigned();
+    let set;
+    let nodes = match nodes_are {
+        Nodes::Listed => nodes,
+        Nodes::Few => {
+            set = row::set_of(nodes).ok_or(Unfit)?;
+            &set[..]
+        }
+    };
     let shape = key.len() as u32 | (nodes.len() as u32) << NAME_BITS | u32::from(suspended) << 31;
     words.extend([id as u32, (id >> 32) as u32, shape]);
     words.extend_from_slice(nodes);
@@ -370,6 +434,7 @@ fn write_entry(words: &mut Vec<u32>, user_id: i64, suspended: bool, key: &[u8], 
         words.push(name.len() as u32);
         words.extend(padded(name.as_bytes()));
     }
+    Ok(())
 }
 
 fn padded(bytes: &[u8]) -> impl Iterator<Item = u32> {
@@ -406,13 +471,13 @@ fn bytes_of(shard: &Shard) -> usize {
 }
 
 /// A shard of these entries, which hold their places behind the slots.
-fn assemble(hasher: &RandomState, drafted: &[u32]) -> Result<Shard, Duplicate> {
+fn assemble(hasher: &RandomState, nodes_are: Nodes, drafted: &[u32]) -> Result<Shard, Unfit> {
     let (mut total, mut users, mut memberships) = (0_u32, 0_u32, 0_u32);
     for (user, _) in entries_in(drafted, 0) {
         total += 1;
         if user.key.first() != Some(&ALIAS) {
             users += 1;
-            memberships += u32::try_from(user.nodes.len()).unwrap_or(u32::MAX);
+            memberships += nodes_are.count(user.words);
         }
     }
     // INVARIANT: one lane at least stays empty, so a search ends (held by `every_key_is_found_and_no_other`).
@@ -432,15 +497,15 @@ fn assemble(hasher: &RandomState, drafted: &[u32]) -> Result<Shard, Duplicate> {
 }
 
 /// Writes tag and offset of an entry into the first empty lane from its bucket on.
-fn place(words: &mut [u32], buckets: u32, hash: u64, key: &[u8], offset: usize) -> Result<(), Duplicate> {
-    let offset = u32::try_from(offset).map_err(|_| Duplicate)?;
+fn place(words: &mut [u32], buckets: u32, hash: u64, key: &[u8], offset: usize) -> Result<(), Unfit> {
+    let offset = u32::try_from(offset).map_err(|_| Unfit)?;
     let mut bucket = first_bucket(hash, buckets);
     for _ in 0..buckets {
-        let (tags, offsets) = bucket_at(words, bucket).ok_or(Duplicate)?;
+        let (tags, offsets) = bucket_at(words, bucket).ok_or(Unfit)?;
         let taken = |&&offset: &&u32| offset != 0;
         for &other in offsets.iter().take_while(taken) {
             if entry_at(words, other as usize).is_some_and(|(other, _)| other.key == key) {
-                return Err(Duplicate);
+                return Err(Unfit);
             }
         }
         let lane = offsets.iter().take_while(taken).count();
@@ -461,7 +526,7 @@ fn place(words: &mut [u32], buckets: u32, hash: u64, key: &[u8], offset: usize) 
         }
         bucket = next_bucket(bucket, buckets);
     }
-    Err(Duplicate)
+    Err(Unfit)
 }
 
 #[cfg(test)]
@@ -475,17 +540,21 @@ mod tests {
         NewUser { id: user_id, suspended: user_id % 3 == 0, key: key.into(), name, nodes: nodes.into() }
     }
 
-    fn built(users: &[NewUser]) -> Users {
-        let mut builder = Builder::new(users.len() / 3);
+    fn built_as(nodes_are: Nodes, users: &[NewUser]) -> Users {
+        let mut builder = Builder::new(users.len() / 3, nodes_are);
         for user in users {
             builder.push(user.id, user.suspended, &user.key, &user.name, &user.nodes).unwrap();
         }
         builder.finish().unwrap()
     }
 
+    fn built(users: &[NewUser]) -> Users {
+        built_as(Nodes::Listed, users)
+    }
+
     fn all(users: &Users) -> BTreeMap<Vec<u8>, (i64, bool, Vec<u32>)> {
         let found = users.shards.iter().flat_map(entries);
-        found.map(|(u, _)| (u.key.to_vec(), (u.id, u.suspended, u.nodes.to_vec()))).collect()
+        found.map(|(u, _)| (u.key.to_vec(), (u.id, u.suspended, u.words.to_vec()))).collect()
     }
 
     #[test]
@@ -500,7 +569,7 @@ mod tests {
             let users = built(&list);
             for user in &list {
                 let found = users.get(&user.key).unwrap();
-                assert_eq!((found.id, found.suspended, found.nodes), (user.id, user.suspended, &*user.nodes));
+                assert_eq!((found.id, found.suspended, found.words), (user.id, user.suspended, &*user.nodes));
             }
             assert!((0..1_000).all(|n| users.get(format!("v{n}").as_bytes()).is_none()));
             assert_eq!((users.count, users.memberships), (list.len(), 2 * list.len()));
@@ -509,8 +578,14 @@ mod tests {
 
     #[test]
     fn replaced_users_are_found_under_the_new_key_alone() {
+        for nodes_are in [Nodes::Listed, Nodes::Few] {
+            replaced_users_are_found(nodes_are);
+        }
+    }
+
+    fn replaced_users_are_found(nodes_are: Nodes) {
         let list: Vec<_> = (0..2_000).map(|n| new(n, &format!("u{n}"), &[1, 2])).collect();
-        let users = built(&list);
+        let users = built_as(nodes_are, &list);
         // 1 and 2 swap, 3 goes, 4 is renamed, 5 changes, 5000 is new.
         let ids = HashSet::from([1, 2, 3, 4, 5, 5000]);
         let added = [
@@ -523,12 +598,33 @@ mod tests {
         let replaced = users.replace(&ids, true, &added).unwrap();
         let mut wanted: Vec<_> = list.iter().filter(|u| !ids.contains(&u.id)).cloned().collect();
         wanted.extend(added);
-        let wanted = built(&wanted);
+        let wanted = built_as(nodes_are, &wanted);
         assert_eq!(all(&replaced), all(&wanted));
         assert!(replaced.get(b"u4").is_none() && replaced.get(b"u3").is_none());
         assert_eq!((replaced.count, replaced.memberships), (wanted.count, wanted.memberships));
         let bytes: usize = replaced.shards.iter().map(|s| bytes_of(s) + size_of::<Shard>()).sum();
         assert_eq!(replaced.bytes, bytes);
+    }
+
+    #[test]
+    fn few_nodes_are_held_as_a_set() {
+        let list: Vec<_> =
+            (0..500_u32).map(|n| new(n.into(), &format!("u{n}"), &[n % 128, 128 + n % 128])).collect();
+        let users = built_as(Nodes::Few, &list);
+        assert_eq!((users.count, users.memberships), (500, 1_000));
+        let row = Row::new([(5, row::NEVER), (200, row::NEVER)].into_iter());
+        for user in &list {
+            let reached = users.reach(users.get(&user.key).unwrap(), &row);
+            assert_eq!(reached == Reach::Always, user.nodes.contains(&5) || user.nodes.contains(&200));
+        }
+        // One node too many.
+        assert!(users.replace(&HashSet::from([9]), false, &[new(9, "u9", &[256])]).is_err());
+        let mut builder = Builder::new(1, Nodes::Few);
+        assert!(builder.push(1, false, b"a", "a", &[256]).is_err());
+        for count in 0..600 {
+            assert!(Nodes::of(count).hold(count), "{count}");
+        }
+        assert!(Nodes::Few.hold(FEW_NODES) && !Nodes::Few.hold(FEW_NODES + 1));
     }
 
     #[test]
