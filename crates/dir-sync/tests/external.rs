@@ -4,8 +4,8 @@
 
 mod support;
 
-use dir_sync::Status;
 use dir_sync::guard::{Limit, Limits, admit};
+use dir_sync::{Options, Status};
 use sqlx::PgPool;
 
 use self::support::*;
@@ -75,6 +75,57 @@ async fn external_members_come_and_go_with_the_option() {
     assert_eq!(sync_with(&pool, MAIN, &org, include_external()).await.status, Status::Applied);
     assert_eq!(row_of_guest(&pool).await, (row, "external".to_owned(), None));
     assert!(can(&pool, GUEST).await);
+}
+
+#[tokio::test]
+async fn guest_whose_removal_was_withheld_goes_with_the_next_run_that_removes() {
+    let (_database, pool) = database().await;
+    let org = with_guest();
+    sync_with(&pool, MAIN, &org, include_external()).await;
+    grant_to_group(&pool, "ops").await;
+    let keep = Options { no_remove: true, ..unlimited() };
+    for _ in 0..2 {
+        let report = sync_with(&pool, MAIN, &org, keep.clone()).await;
+        let withheld = report.plan.as_ref().unwrap().withheld;
+        assert_eq!((withheld.users, withheld.memberships), (1, 1), "{report}");
+        assert!(can(&pool, GUEST).await);
+    }
+    assert_eq!(sync_with(&pool, MAIN, &org, unlimited()).await.status, Status::Applied);
+    assert!(!can(&pool, GUEST).await);
+}
+
+#[tokio::test]
+async fn member_of_another_directory_whose_removal_was_withheld_goes_with_the_next_run_that_removes() {
+    let (_database, pool) = database().await;
+    let org = with_guest();
+    sync(&pool, "partner", &partner()).await;
+    sync_with(&pool, MAIN, &org, include_external()).await;
+    grant_to_group(&pool, "ops").await;
+    assert!(can(&pool, GUEST).await);
+    let keep = Options { no_remove: true, ..unlimited() };
+    for _ in 0..2 {
+        let withheld = sync_with(&pool, MAIN, &org, keep.clone()).await.plan.unwrap().withheld;
+        assert_eq!((withheld.users, withheld.memberships), (0, 1));
+    }
+    assert_eq!(sync_with(&pool, MAIN, &org, unlimited()).await.status, Status::Applied);
+    assert!(!can(&pool, GUEST).await);
+}
+
+/// The groups are as they were, and so is what is remembered of them.
+#[tokio::test]
+async fn user_who_is_listed_no_more_but_still_a_member_becomes_a_guest() {
+    let (_database, pool) = database().await;
+    let org =
+        Org::new("C1").user("1", "ada").user("2", "bo").group("g", "ops").member("g", "1").member("g", "2");
+    sync_with(&pool, MAIN, &org, include_external()).await;
+    grant_to_group(&pool, "ops").await;
+    let left = org.clone().unlisted_user("2");
+    let options = Options { limits: unlimited().limits, ..include_external() };
+    let report = sync_with(&pool, MAIN, &left, options.clone()).await;
+    assert_eq!(report.status, Status::Applied, "{report}");
+    assert_eq!(text(&pool, "select status from authz.users where external_id = '2'").await, "external");
+    assert!(can(&pool, "bo@example.com").await, "{report}");
+    assert_eq!(sync_with(&pool, MAIN, &left, options).await.status, Status::Unchanged);
 }
 
 #[tokio::test]

@@ -73,7 +73,9 @@ impl Planned {
             }
         }
         if self.run.staged.listed_groups.load(Ordering::Relaxed) > 0 {
-            remember(&mut self.tx, self.run.run_id, self.run.directory_id, as_planned).await?;
+            let include_external = self.options.include_external;
+            remember(&mut self.tx, self.run.run_id, self.run.directory_id, as_planned, include_external)
+                .await?;
         }
         let status = match (message, changes) {
             (Some(_), _) => "partial",

@@ -115,7 +115,7 @@ impl Members {
     /// `None` if what they stand for depends on more than themselves: on whose everyone it is.
     pub(super) fn digest(&self, include_external: bool) -> Option<[u8; 32]> {
         let mut form = Vec::with_capacity(10 + 9 * self.rows.len());
-        form.extend([3, u8::from(include_external)]); // the first byte is the version of this form
+        form.extend([4, u8::from(include_external)]); // the first byte is the version of this form
         form.extend((self.rows.len() as u64).to_be_bytes());
         for row in &self.rows {
             if row.kind == Kind::Everyone {

@@ -65,12 +65,14 @@ impl Run {
 /// A group that has not become what was listed, for whatever reason, gets no digest: the next run stages it again.
 /// `as_planned` says that each planned row was carried out and none was withheld, so that nothing has to be counted.
 // INVARIANT: a group has become what was listed if all of its plan was carried out, since its plan is the difference (held
-// by the test `group_that_does_not_become_what_was_listed_is_not_remembered`).
+// by the tests `group_that_does_not_become_what_was_listed_is_not_remembered` and
+// `guest_whose_removal_was_withheld_goes_with_the_next_run_that_removes`).
 pub(super) async fn remember(
     tx: &mut PgConnection,
     run_id: i64,
     directory_id: i32,
     as_planned: bool,
+    include_external: bool,
 ) -> Result<(), Error> {
     sqlx::query!(
         r#"
@@ -83,12 +85,13 @@ pub(super) async fn remember(
         ),
         staged as (
             -- How many of the listed members the mirror should have. One of the directory's own users it has for sure; of
-            -- the others it is looked up.
+            -- the others it is looked up, and users among them should be there only if they are let in: one whose removal was
+            -- withheld is there too.
             select l.group_id,
                    count(*) filter (where case
                        when m.kind = 'user' and u.directory_id = $2 then true
-                       when m.kind = 'user' then exists (select from authz.group_users gu
-                                                         where gu.group_id = l.group_id and gu.user_id = u.user_id)
+                       when m.kind = 'user' then $4 and exists (select from authz.group_users gu
+                                                                where gu.group_id = l.group_id and gu.user_id = u.user_id)
                        else exists (select from authz.group_groups gg
                                     where gg.parent_group_id = l.group_id and gg.child_group_id = c.group_id)
                    end) as members
@@ -119,6 +122,7 @@ pub(super) async fn remember(
         run_id,
         directory_id,
         as_planned,
+        include_external,
     )
     .execute(&mut *tx)
     .await?;
