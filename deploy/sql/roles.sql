@@ -86,7 +86,7 @@ grant select on all tables in schema authz to authz_auditor;
 grant insert on authz.audit_seals to authz_auditor;
 grant select on sequence authz.audit_log_audit_id_seq to authz_auditor;
 grant execute on function authz.make_audit_partition(date), authz.make_audit_partitions(integer),
-    authz.drop_audit_months(date), authz.write_audit_baseline() to authz_auditor;
+    authz.drop_audit_months(date), authz.write_audit_baseline(), authz.note_audit_prune(jsonb) to authz_auditor;
 
 -- Audit records: what the writer says, while the database itself says who, when and in which transaction. Writers find their
 -- own records again by number, and read no more of them.
@@ -98,7 +98,7 @@ begin
     select string_agg(quote_ident(a.attname), ', ') into told
     from pg_attribute a
     where a.attrelid = 'authz.audit_log'::regclass and a.attnum > 0 and not a.attisdropped
-      and a.attname not in ('audit_id', 'recorded_at', 'database_user', 'transaction_id');
+      and a.attname not in ('audit_id', 'recorded_at', 'database_user', 'transaction_id', 'by_database');
     execute format('grant insert (%s), select (audit_id, recorded_at, transaction_id, operation_id, outcome) on authz.audit_log to authz_service, authz_sync, authz_auditor, authz_admin', told);
 end $$;
 

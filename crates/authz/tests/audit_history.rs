@@ -268,3 +268,27 @@ async fn question_about_a_time_before_the_trail_is_an_error() {
     let unknown = audit::who_could(&pool, &a("queue.read"), Moment::Record(i64::MAX)).await;
     assert!(matches!(unknown, Err(Error::UnknownRecord(i64::MAX))), "{unknown:?}");
 }
+
+/// An admin console has actions of its own, whatever the trail calls what became of grants.
+#[tokio::test]
+async fn operations_named_as_what_the_database_records_change_no_history() {
+    let (_database, pool) = support::database().await;
+    action::register(&pool, &[(a("grant.add"), ""), (a("queue.read"), "")], &admin()).await.unwrap();
+    users::create(&pool, &u("ada"), "", &admin()).await.unwrap();
+    let grant = Grant::new(p("grant.*"), "they administer");
+    grant::to_user(&pool, &u("ada"), &grant, &admin()).await.unwrap();
+    let authz = authz::Authz::new(pool.clone());
+    let done = authz.operation_named(&u("ada"), &a("grant.add"));
+    done.transact(async |_, _| Ok::<_, std::convert::Infallible>(())).await.unwrap();
+    let detail = serde_json::json!({ "user_id": 1, "grant": "*", "granted_by": "nobody", "reason": "" });
+    for name in ["grant.add", "audit.baseline", "state.baseline", "state.users", "membership.add"] {
+        let record = Record::new(name, Outcome::Succeeded).detail(detail.clone());
+        audit::record(&pool, &admin(), &record).await.unwrap();
+    }
+    authz.shutdown().await;
+    let at = Moment::At(now(&pool).await);
+    assert!(audit::who_could(&pool, &a("queue.read"), at).await.unwrap().is_empty());
+    let could = audit::could(&pool, &u("ada"), &a("grant.add"), at).await.unwrap();
+    assert_eq!(could.iter().map(|way| way.reason.as_str()).collect::<Vec<_>>(), ["they administer"]);
+    assert_eq!(audit::verify_state(&pool).await.unwrap(), []);
+}

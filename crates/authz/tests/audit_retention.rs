@@ -179,3 +179,50 @@ async fn nothing_is_dropped_while_something_is_wrong() {
     assert!(prune(&pool, month, folder.path(), None, &admin()).await.is_err(), "not the month under way");
     assert_eq!(partitions(&pool).await, before);
 }
+
+/// Retention takes whole months, so nobody can call something else by its name.
+#[tokio::test]
+async fn no_record_of_retention_excuses_part_of_a_month() {
+    let (_database, pool) = support::database().await;
+    old_months(&pool).await;
+    make_partitions(&pool, 3).await.unwrap();
+    seal(&pool, None).await.unwrap();
+    let kept = checkpoint(&pool).await.unwrap().unwrap();
+    let trust = Trust::new().checkpoint(kept.clone());
+    let first: i64 = sqlx::query_scalar(
+        "select min(audit_id) from authz.audit_log where recorded_at < date_trunc('month', now() at time zone 'UTC') at time zone 'UTC'",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    spoil(&pool, &[format!("delete from authz.audit_log where audit_id = {first}").leak()]).await;
+    // The owner of the schema tells of a retention that there was not; whoever else tells of one is not believed.
+    let forged = format!(
+        "select authz.note_audit_prune(jsonb_build_object('through_seal', {}, 'before_micros',
+             extract(epoch from date_trunc('month', now() at time zone 'UTC') - timestamp '2000-01-01') * 1000000))",
+        kept.seal_id
+    );
+    pool.execute(&*forged.leak()).await.unwrap();
+    let report = verify(&pool, &trust).await.unwrap();
+    let finding = report.finding.unwrap();
+    assert_eq!((finding.problem, finding.audit_id), (Problem::RecordRemoved, Some(first)));
+    assert!(report.pruned_before.is_some());
+    let exported = authz::audit::export(&pool, 1, None, &mut Vec::new()).await;
+    assert!(matches!(exported, Err(Error::TrailAltered(_))), "{exported:?}");
+}
+
+#[tokio::test]
+async fn the_month_under_way_is_excused_by_nothing() {
+    let (_database, pool) = support::database().await;
+    fill(&pool, 8).await;
+    seal(&pool, None).await.unwrap();
+    spoil(&pool, &["delete from authz.audit_log"]).await;
+    pool.execute(
+        "select authz.note_audit_prune('{\"through_seal\": 1000000, \"before_micros\": 9000000000000000}')",
+    )
+    .await
+    .unwrap();
+    let report = verify(&pool, &Trust::new()).await.unwrap();
+    assert_eq!(report.finding.unwrap().problem, Problem::RecordRemoved);
+    assert_eq!(report.pruned_before, None);
+}

@@ -252,3 +252,43 @@ async fn admin_keeps_people_and_grants_and_reads_the_trail() {
         assert_forbidden(&pool, role, sql).await;
     }
 }
+
+#[tokio::test]
+async fn nobody_can_say_what_the_database_did() {
+    let (database, pool) = world().await;
+    let all = sqlx::query_scalar::<_, i64>("select count(*) from authz.audit_log where by_database");
+    let before = all.fetch_one(&pool).await.unwrap();
+    for role in ["authz_service", "authz_sync", "authz_auditor", "authz_admin"] {
+        let as_role = as_role(&database, role).await;
+        let forged = "insert into authz.audit_log (service, actor, action, outcome, detail, by_database)
+                      values ('s', 'a', 'audit.prune', 'succeeded', '{}', true)";
+        assert_forbidden(&as_role, role, forged).await;
+        // With the setting of a baseline, and from a trigger.
+        sqlx::raw_sql(
+            "set authz.writes_itself = 'yes';
+             insert into authz.audit_log (service, actor, action, outcome, detail)
+                 values ('s', 'a', 'audit.prune', 'succeeded', '{\"through_seal\": 100, \"before_micros\": 0}'),
+                        ('s', 'a', 'grant.add', 'succeeded', '{\"user_id\": 1, \"grant\": \"*\"}'),
+                        ('s', 'a', 'audit.baseline', 'succeeded', '{\"rows\": []}');
+             create temp table mine (n integer);
+             create function pg_temp.tell() returns trigger language plpgsql as $$ begin
+                 insert into authz.audit_log (service, actor, action, outcome, detail)
+                     values ('s', 'a', 'grant.remove', 'succeeded', '{\"user_id\": 1, \"grant\": \"*\"}');
+                 return null;
+             end $$;
+             create trigger tell after insert on mine for each row execute function pg_temp.tell();
+             insert into mine values (1)",
+        )
+        .execute(&as_role)
+        .await
+        .unwrap();
+    }
+    let all = sqlx::query_scalar::<_, i64>("select count(*) from authz.audit_log where by_database");
+    assert_eq!(all.fetch_one(&pool).await.unwrap(), before);
+    assert!(before > 0);
+    assert_eq!(audit::verify_state(&pool).await.unwrap(), []);
+    assert_eq!(audit::verify(&pool, &audit::Trust::new()).await.unwrap().pruned_before, None);
+    let could =
+        audit::who_could(&pool, &action("workers.scale"), audit::Moment::At(chrono::Utc::now())).await;
+    assert!(could.is_ok(), "{could:?}");
+}

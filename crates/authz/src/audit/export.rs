@@ -344,6 +344,7 @@ pub(crate) fn fits(
         Ok(_) => return Err(Finding::seal(Problem::RecordsAltered, seal.seal_id)),
         Err(Mismatch) => locate(seal, records, entries, pruned)?,
     }
+    chain.removed.see(seal, records, entries, pruned)?;
     chain.times(seal, records)?;
     chain.done(seal, records.len());
     Ok(())

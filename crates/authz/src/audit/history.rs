@@ -160,7 +160,9 @@ async fn replay(
     };
     let begins = sqlx::query_scalar!(
         r#"
-        select recorded_at from authz.audit_log where action collate "C" = 'state.baseline' order by audit_id limit 1
+        select recorded_at from authz.audit_log
+        where action collate "C" = 'state.baseline' and coalesce(by_database, true)
+        order by audit_id limit 1
         "#
     )
     .fetch_optional(&mut *connection)
@@ -180,7 +182,7 @@ async fn replay(
         where action collate "C" = any ('{audit.baseline,grant.add,grant.change,grant.remove,membership.add,
                                          membership.change,membership.remove,state.actions,state.groups,state.members,
                                          state.users}')
-          and outcome = 'succeeded'
+          and outcome = 'succeeded' and coalesce(by_database, true)
           -- Not every change raises the revision: a new reason for a grant does not.
           and case when $2::bigint is null then recorded_at <= $1 else revision <= $2 and audit_id <= $3 end
         order by audit_id

@@ -147,9 +147,7 @@ async fn drop_months<'c>(
         "through_digest": checkpoint.map(|checkpoint| checkpoint.digest), "dropped": dropped,
         "file": file.file_name().map(|name| name.to_string_lossy()), "sha256": sha256,
     });
-    let record =
-        super::Record::new("audit.prune", super::Outcome::Succeeded).target("audit_log").detail(detail);
-    super::record(&mut *tx, actor, &record).await?;
+    sqlx::query!(r#"select authz.note_audit_prune($1) as "audit_id!""#, detail).fetch_one(&mut *tx).await?;
     Ok((tx, dropped))
 }
 

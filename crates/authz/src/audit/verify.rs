@@ -4,6 +4,7 @@ mod chain;
 mod database;
 mod file;
 mod locate;
+mod removed;
 mod state;
 pub(crate) mod walk;
 
@@ -15,6 +16,7 @@ pub use database::verify;
 pub(crate) use database::{Pruned, entries_of, pruned};
 pub use file::verify_exports;
 pub(crate) use locate::locate;
+pub(crate) use removed::Removed;
 pub(crate) use state::differences;
 pub use state::{Difference, verify_state};
 

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Finding, Problem, Report, Trust};
+use super::{Finding, Problem, Removed, Report, Trust};
 use crate::audit::canonical::{Digest, Sealable, entries, from_hex};
 use crate::audit::seal::{FORMAT, Seal};
 
@@ -13,6 +13,7 @@ pub(crate) struct Chain {
     /// Of the seals of this era: the next transaction when they were made, and when that was. A later transaction
     /// cannot have written before.
     clock: VecDeque<(u64, i64)>,
+    pub(crate) removed: Removed,
     pub(crate) report: Report,
 }
 
@@ -21,7 +22,13 @@ pub(crate) struct Mismatch;
 
 impl Chain {
     pub(crate) fn new(trust: Trust) -> Self {
-        Self { trust, previous: None, clock: VecDeque::new(), report: Report::default() }
+        Self {
+            trust,
+            previous: None,
+            clock: VecDeque::new(),
+            removed: Removed::default(),
+            report: Report::default(),
+        }
     }
 
     pub(crate) const fn previous(&self) -> Option<&Seal> {

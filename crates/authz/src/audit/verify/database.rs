@@ -55,12 +55,19 @@ async fn follow(
             if let Err(finding) = chain.link(seal) {
                 return Ok(Some(finding));
             }
-            if let Err(Mismatch) = Chain::records(seal, mine) {
-                let entries = entries_of(connection, seal.seal_id..=seal.seal_id).await?;
-                let entries = entries.first().map_or(&[][..], Vec::as_slice);
-                if let Err(finding) = locate(seal, mine, entries, pruned) {
-                    return Ok(Some(finding));
+            let entries = match Chain::records(seal, mine) {
+                Ok(_) => Vec::new(),
+                Err(Mismatch) => {
+                    let mut entries = entries_of(connection, seal.seal_id..=seal.seal_id).await?;
+                    let entries = entries.pop().unwrap_or_default();
+                    if let Err(finding) = locate(seal, mine, &entries, pruned) {
+                        return Ok(Some(finding));
+                    }
+                    entries
                 }
+            };
+            if let Err(finding) = chain.removed.see(seal, mine, &entries, pruned) {
+                return Ok(Some(finding));
             }
             if let Err(finding) = chain.times(seal, mine) {
                 return Ok(Some(finding));
@@ -126,7 +133,8 @@ pub(crate) async fn entries_of(
     Ok(entries)
 }
 
-/// What retention has removed, as the records of its work say.
+/// What retention has removed, as the records of its work say. That it was whole months is for
+/// [`Removed`](super::Removed) to see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Pruned {
@@ -148,8 +156,11 @@ pub(crate) async fn pruned(connection: &mut PgConnection) -> Result<Option<Prune
         select max((detail ->> 'before_micros')::numeric)::bigint as before,
                max((detail ->> 'through_seal')::numeric)::bigint as through_seal
         from authz.audit_log
-        where action = 'audit.prune' and outcome = 'succeeded' and jsonb_typeof(detail -> 'before_micros') = 'number'
-          and jsonb_typeof(detail -> 'through_seal') = 'number'
+        where action = 'audit.prune' and outcome = 'succeeded' and coalesce(by_database, true)
+          and jsonb_typeof(detail -> 'before_micros') = 'number' and jsonb_typeof(detail -> 'through_seal') = 'number'
+          -- The month under way cannot be removed.
+          and (detail ->> 'before_micros')::numeric <= extract(epoch from
+              date_trunc('month', recorded_at at time zone 'UTC') - timestamp '2000-01-01') * 1000000
         "#
     )
     .fetch_one(connection)

@@ -58,12 +58,14 @@ pub(crate) async fn differences(connection: &mut PgConnection) -> Result<Vec<Dif
         Difference,
         r#"
         with last as (
-            select audit_id, transaction_id from authz.audit_log where action = 'audit.baseline'
+            select audit_id, transaction_id from authz.audit_log
+            where action = 'audit.baseline' and coalesce(by_database, true)
             order by audit_id desc limit 1
         ), changes as (
             select l.audit_id, row_of ->> 'table' as table_name, row_of -> 'detail' as detail, false as removed
             from last l
-            join authz.audit_log b on b.action = 'audit.baseline' and b.transaction_id = l.transaction_id,
+            join authz.audit_log b on b.action = 'audit.baseline' and b.transaction_id = l.transaction_id
+                                  and coalesce(b.by_database, true),
                  jsonb_array_elements(b.detail -> 'rows') row_of
             union all
             select a.audit_id,
@@ -77,7 +79,7 @@ pub(crate) async fn differences(connection: &mut PgConnection) -> Result<Vec<Dif
             from authz.audit_log a
             where a.action in ('grant.add', 'grant.change', 'grant.remove',
                                'membership.add', 'membership.change', 'membership.remove')
-              and a.outcome = 'succeeded'
+              and a.outcome = 'succeeded' and coalesce(a.by_database, true)
               and a.audit_id > coalesce((select audit_id from last), '-9223372036854775808'::bigint)
         ), keyed as (
             select c.audit_id, c.table_name, c.detail, c.removed,
