@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
-use sqlx::{PgConnection, PgPool};
+use sqlx::pool::PoolConnection;
+use sqlx::{PgConnection, PgPool, Postgres};
 
 use crate::audit::Writer;
 use crate::audit::line::Redact;
@@ -88,8 +89,8 @@ impl Authz {
         action: &ActionName,
     ) -> Result<Decision, Error> {
         let user = user.into();
-        self.require_fresh_directories().await?;
-        crate::check(&self.pool, user, action).await
+        let mut connection = self.fresh_connection().await?;
+        crate::check(&mut *connection, user, action).await
     }
 
     /// Answers many questions in one round trip; see [`check_many`](crate::check_many()).
@@ -97,8 +98,8 @@ impl Authz {
     /// # Errors
     /// [`Error::Database`] if the database does not answer.
     pub async fn check_many(&self, questions: &[(UserName, ActionName)]) -> Result<Vec<Decision>, Error> {
-        self.require_fresh_directories().await?;
-        crate::check_many(&self.pool, questions).await
+        let mut connection = self.fresh_connection().await?;
+        crate::check_many(&mut *connection, questions).await
     }
 
     /// The same by the `sub` of logins; see [`check_many_by_sub`](crate::check_many_by_sub()).
@@ -106,8 +107,8 @@ impl Authz {
     /// # Errors
     /// [`Error::Database`] if the database does not answer.
     pub async fn check_many_by_sub(&self, questions: &[(Sub, ActionName)]) -> Result<Vec<Decision>, Error> {
-        self.require_fresh_directories().await?;
-        crate::check_many_by_sub(&self.pool, questions).await
+        let mut connection = self.fresh_connection().await?;
+        crate::check_many_by_sub(&mut *connection, questions).await
     }
 
     /// Why `user` may or may not do `action`; see [`explain`](crate::explain()).
@@ -120,8 +121,8 @@ impl Authz {
         action: &ActionName,
     ) -> Result<Explanation, Error> {
         let user = user.into();
-        self.require_fresh_directories().await?;
-        crate::explain(&self.pool, user, action).await
+        let mut connection = self.fresh_connection().await?;
+        crate::explain(&mut *connection, user, action).await
     }
 
     /// What `user` may do now; see [`actions_of`](crate::actions_of()).
@@ -130,8 +131,8 @@ impl Authz {
     /// [`Error::Database`] if the database does not answer.
     pub async fn actions_of<'u>(&self, user: impl Into<UserKey<'u>>) -> Result<Vec<ActionName>, Error> {
         let user = user.into();
-        self.require_fresh_directories().await?;
-        crate::actions_of(&self.pool, user).await
+        let mut connection = self.fresh_connection().await?;
+        crate::actions_of(&mut *connection, user).await
     }
 
     /// Who may do `action` now, page by page; see [`users_who_can`](crate::users_who_can()).
@@ -144,8 +145,8 @@ impl Authz {
         after: Option<&UserName>,
         limit: u32,
     ) -> Result<Page, Error> {
-        self.require_fresh_directories().await?;
-        crate::users_who_can(&self.pool, action, after, limit).await
+        let mut connection = self.fresh_connection().await?;
+        crate::users_who_can(&mut *connection, action, after, limit).await
     }
 
     /// A permit for `A`, if `user` may do it now; see [`authorize`](crate::authorize()).
@@ -254,14 +255,17 @@ impl Authz {
         question: Question<A>,
         user: UserKey<'_>,
     ) -> Result<Permit<A>, Refusal> {
-        self.require_fresh_directories().await?;
-        question.ask(&self.pool, user).await
+        let mut connection = self.fresh_connection().await?;
+        question.ask(&mut *connection, user).await
     }
 
-    async fn require_fresh_directories(&self) -> Result<(), Error> {
-        match self.max_directory_age {
-            Some(max) => directory::require_fresh(&self.pool, max).await,
-            None => Ok(()),
+    /// A connection whose database has directories as fresh as was demanded, for the question: another connection of the
+    /// pool may lead to another standby.
+    async fn fresh_connection(&self) -> Result<PoolConnection<Postgres>, Error> {
+        let mut connection = self.pool.acquire().await?;
+        if let Some(max) = self.max_directory_age {
+            directory::require_fresh(&mut *connection, max).await?;
         }
+        Ok(connection)
     }
 }

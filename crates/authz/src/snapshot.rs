@@ -24,8 +24,9 @@
 //!
 //! A hot standby serves as well, and the age then includes what it lags behind its primary (a connection to the
 //! primary that breaks without a word shows after the standby's `wal_receiver_timeout`). So does a connection pooler
-//! in transaction mode: each poll is one transaction. The host's pool then needs what every user of sqlx needs there,
-//! `statement_cache_capacity(0)`; notifications do not come through, so polling alone keeps the snapshot fresh.
+//! in transaction mode: a poll reads in one transaction, and one that two standbys have answered counts as no answer. The
+//! host's pool then needs what every user of sqlx needs there, `statement_cache_capacity(0)`; notifications do not come
+//! through, so polling alone keeps the snapshot fresh.
 //!
 //! Behind a standby of a standby, an outage between the primary and the first of them cannot be seen from the second.
 //! Where that matters set [`Options::max_directory_age`]: what a sync writes on the primary must then arrive. Several

@@ -34,7 +34,7 @@ impl Limit {
     /// How many of `there` may go.
     #[must_use]
     pub fn of(self, there: u64) -> u64 {
-        self.share(there).max(self.floor.min(there.div_ceil(2)))
+        self.share(there).max(self.floor.min(there / 2))
     }
 
     /// How many of the `there` members of one group may go: the number counts in full, since a group of two that is
@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn number_lets_at_most_half_go() {
         let limit = Limit::new(10, 10);
-        assert_eq!([0, 1, 2, 3, 10, 19, 20, 100, 101].map(|n| limit.of(n)), [0, 1, 1, 2, 5, 10, 10, 10, 10]);
+        assert_eq!([0, 1, 2, 3, 10, 19, 20, 100, 101].map(|n| limit.of(n)), [0, 0, 1, 1, 5, 9, 10, 10, 10]);
         assert_eq!(Limit::new(100, 0).of(3), 3, "a share is meant as it is written");
         let group = Limits::default().members_of_group;
         assert_eq!([1, 6, 10, 13].map(|n| group.of_group(n)), [5, 5, 5, 6]);

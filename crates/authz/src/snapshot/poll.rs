@@ -49,6 +49,7 @@ pub(super) async fn begin(
 ) -> Result<(Transaction<'_, Postgres>, Poll), Error> {
     let sent = clock::exact();
     let lag = lag(&mut *connection).await?;
+    let (lag, lagging) = (lag.micros.saturating_mul(1_000), lag.server);
     let mut transaction =
         connection.begin_with("begin transaction isolation level repeatable read, read only").await?;
     // What the answer says of the time counts from here, so the database's clock is never taken to show less.
@@ -57,6 +58,7 @@ pub(super) async fn begin(
         r#"
         select r.revision, (extract(epoch from clock_timestamp()) * 1000000)::bigint as "now!",
                pg_is_in_recovery() as "on_standby!",
+               (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "server!",
                c.change_id as "change_id?", (extract(epoch from c.changed_at) * 1000000)::bigint as "micros?"
         from authz.revision r
         left join lateral (
@@ -69,6 +71,12 @@ pub(super) async fn begin(
     )
     .fetch_one(&mut *transaction)
     .await?;
+    // A pooler that gives a server for each transaction may have given two.
+    if row.on_standby && row.server != lagging {
+        let what = "one poll of a snapshot was answered by two servers, of which either may be behind; lead it to one";
+        return Err(Error::Database(sqlx::Error::Protocol(what.to_owned())));
+    }
+    let lag = if row.on_standby { lag } else { 0 };
     let directory = if directories { oldest_directory(&mut transaction).await? } else { None };
     let poll = Poll {
         revision: Revision(row.revision),
@@ -81,25 +89,34 @@ pub(super) async fn begin(
     Ok((transaction, poll))
 }
 
-/// How long ago, in nanoseconds, what a transaction that begins now sees was certainly all that there was.
+/// Of the server that was asked.
+struct Lag {
+    micros: u64,
+    /// When it was started, which tells servers apart.
+    server: i64,
+}
+
+/// How long ago, in microseconds, what a transaction that begins now sees was certainly all that there was.
 ///
 /// On a hot standby the state is as old as what has been replayed. It counts as current only while the standby
 /// receives from its primary and has replayed all it received, and all that the primary says there is (which only a
 /// member of `pg_read_all_stats` is shown; it matters while much is being caught up with over a slow line).
 /// Otherwise its age is that of the last transaction that was replayed: too much rather than too little.
-async fn lag(connection: &mut PgConnection) -> Result<u64, Error> {
-    let lag = sqlx::query_scalar!(
-        "select case when not pg_is_in_recovery() then 0
+async fn lag(connection: &mut PgConnection) -> Result<Lag, Error> {
+    let row = sqlx::query!(
+        r#"select case when not pg_is_in_recovery() then 0
                      when pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn()
                           and exists (select from pg_stat_wal_receiver w
                                       where coalesce(w.latest_end_lsn <= pg_last_wal_replay_lsn(), true)) then 0
                      else (extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000000)::bigint
-                end"
+                end as micros,
+                (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint as "server!""#
     )
     .fetch_one(connection)
     .await?;
     // A standby that has replayed nothing cannot say how old it is.
-    Ok(lag.map_or(u64::MAX, |micros| u64::try_from(micros).unwrap_or(0).saturating_mul(1_000)))
+    let micros = row.micros.map_or(u64::MAX, |micros| u64::try_from(micros).unwrap_or(0));
+    Ok(Lag { micros, server: row.server })
 }
 
 async fn oldest_directory(connection: &mut PgConnection) -> Result<Option<DirectoryAge>, Error> {

@@ -55,17 +55,14 @@ async fn follow(
             if let Err(finding) = chain.link(seal) {
                 return Ok(Some(finding));
             }
-            let entries = match Chain::records(seal, mine) {
-                Ok(_) => Vec::new(),
-                Err(Mismatch) => {
-                    let mut entries = entries_of(connection, seal.seal_id..=seal.seal_id).await?;
-                    let entries = entries.pop().unwrap_or_default();
-                    if let Err(finding) = locate(seal, mine, &entries, pruned) {
-                        return Ok(Some(finding));
-                    }
-                    entries
+            let mut entries = Vec::new();
+            if let Err(Mismatch) = Chain::records(seal, mine) {
+                let found = entries_of(connection, seal.seal_id..=seal.seal_id).await?;
+                entries = found.into_iter().next().unwrap_or_default();
+                if let Err(finding) = locate(seal, mine, &entries, pruned) {
+                    return Ok(Some(finding));
                 }
-            };
+            }
             if let Err(finding) = chain.removed.see(seal, mine, &entries, pruned) {
                 return Ok(Some(finding));
             }
