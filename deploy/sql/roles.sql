@@ -80,13 +80,15 @@ grant select, insert, update, delete on authz.operation_owners, authz.open_opera
     to authz_service, authz_admin, authz_auditor;
 grant select on authz.audit_eras to authz_service, authz_sync, authz_admin, authz_auditor;
 grant execute on function authz.note_audit_era() to authz_service, authz_sync, authz_admin, authz_auditor;
+grant execute on function authz.sweep_operations(interval), authz.disown_operations(bigint, bigint[])
+    to authz_service, authz_admin, authz_auditor;
 
 -- The trail: whole, and its months. A month goes only once it is sealed (`authz audit prune`).
 grant select on all tables in schema authz to authz_auditor;
 grant insert on authz.audit_seals to authz_auditor;
 grant select on sequence authz.audit_log_audit_id_seq to authz_auditor;
 grant execute on function authz.make_audit_partition(date), authz.make_audit_partitions(integer),
-    authz.drop_audit_months(date), authz.write_audit_baseline() to authz_auditor;
+    authz.hold_audit_trail(boolean), authz.drop_audit_months(date), authz.write_audit_baseline() to authz_auditor;
 
 -- Audit records: what the writer says, while the database itself says who, when and in which transaction. Writers find their
 -- own records again by number, and read no more of them.

@@ -127,7 +127,7 @@ async fn drop_months<'c>(
         checkpoint.map_or(exported.first_seal.saturating_sub(1), |checkpoint| checkpoint.seal_id);
     act_as(&mut tx, actor).await?;
     sqlx::query!("set local lock_timeout = '5s'").execute(&mut *tx).await?;
-    sqlx::query!("lock table authz.audit_log in access exclusive mode").execute(&mut *tx).await?;
+    sqlx::query!("select authz.hold_audit_trail(exclusive => true)").fetch_one(&mut *tx).await?;
     let unsealed = beyond(&mut tx, before, through_seal).await?;
     if unsealed > 0 {
         let reason = format!("{unsealed} of its records are not sealed and exported yet; try again later");

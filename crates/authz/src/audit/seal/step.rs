@@ -99,7 +99,7 @@ async fn step(connection: &mut PgConnection, key: Option<&SigningKey>) -> Result
         // From here to commit nobody writes to the trail; so every record up to the number noted is there, and every
         // later one has a higher number.
         sqlx::query!("set local lock_timeout = '5s'").execute(&mut *tx).await?;
-        sqlx::query!("lock table authz.audit_log in share mode").execute(&mut *tx).await?;
+        sqlx::query!("select authz.hold_audit_trail(exclusive => false)").fetch_one(&mut *tx).await?;
         now = self::now(&mut tx, chain.last.is_none()).await?;
         let marker = chain.next(&now, era, base_audit_id, true, Place::START);
         chain.write(&mut tx, marker, &[]).await?;
