@@ -78,3 +78,6 @@ end $$;
 
 revoke execute on function authz.hold_audit_trail(boolean), authz.sweep_operations(interval),
     authz.disown_operations(bigint, bigint[]) from public;
+
+-- Services call it now whenever they begin to write. It waits for those who write, and others wait behind it.
+alter function authz.note_audit_era() set lock_timeout = '2s';

@@ -1,5 +1,5 @@
-//! The jobs that keep the trail, with no more rights than `deploy/sql/roles.sql` gives: sweeping up, sealing, and dropping
-//! old months.
+//! The jobs that keep the trail, with no more rights than `deploy/sql/roles.sql` gives: sweeping up, sealing, dropping old
+//! months, and noticing that the database was restored into another cluster.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, reason = "a test may stop")]
 
@@ -12,7 +12,7 @@ mod trail;
 use std::time::Duration;
 
 use authz::audit::retention::prune;
-use authz::audit::{self, Outcome, Trust, seal, verify};
+use authz::audit::{self, Outcome, Query, Record, Trust, Writer, seal, verify};
 use authz::grant::{self, Grant};
 use authz::{Authz, action, user};
 use sqlx::{Connection as _, Executor as _, PgConnection, PgPool};
@@ -251,4 +251,65 @@ async fn auditor_exports_and_drops_old_months() {
     assert_eq!(pruned.dropped.len(), 3, "{pruned:?}");
     let report = verify(&auditor, &Trust::new()).await.unwrap();
     assert_eq!((report.finding, report.pruned > 0), (None, true));
+}
+
+/// Old records in the order of their transactions, and then the new one.
+async fn assert_read_in_order(pool: &PgPool, new: i64) {
+    until("all is behind the horizon", async || {
+        let page = Query::new().page(pool, None, 100).await.unwrap();
+        page.entries.iter().any(|entry| entry.audit_id == new)
+    })
+    .await;
+    let entries = Query::new().page(pool, None, 100).await.unwrap().entries;
+    let (newest, old) = entries.split_last().unwrap();
+    assert_eq!((newest.audit_id, old.len()), (new, 5));
+    assert!(old.is_sorted_by_key(|entry| -entry.audit_id), "{old:?}");
+    assert_eq!(number(pool, "select count(*) from authz.audit_eras").await, 2);
+}
+
+#[tokio::test]
+async fn service_that_writes_first_after_a_restore_begins_an_era() {
+    let (database, pool) = world().await;
+    restored_from_elsewhere(&pool).await;
+    let service = as_role(database.url(), "authz_service").await;
+    let writer = Writer::start(service.clone());
+    let record = Record::new("workers.scale", Outcome::Succeeded);
+    let new = writer.record(&admin(), &record).await.unwrap();
+    assert_read_in_order(&pool, new).await;
+    writer.record(&admin(), &record).await.unwrap();
+    writer.close().await;
+    let again = Writer::start(service);
+    again.record(&admin(), &record).await.unwrap();
+    assert_eq!(number(&pool, "select count(*) from authz.audit_eras").await, 2);
+}
+
+#[tokio::test]
+async fn sealer_begins_an_era_after_a_restore() {
+    let (database, pool) = world().await;
+    restored_from_elsewhere(&pool).await;
+    seal(&as_role(database.url(), "authz_auditor").await, None).await.unwrap();
+    let new = audit::record(&pool, &admin(), &Record::new("x", Outcome::Succeeded)).await.unwrap();
+    assert_read_in_order(&pool, new).await;
+}
+
+#[tokio::test]
+async fn service_that_may_not_or_cannot_begin_an_era_records_all_the_same() {
+    let (database, pool) = world().await;
+    restored_from_elsewhere(&pool).await;
+    let service = as_role(database.url(), "authz_service").await;
+    let record = Record::new("workers.scale", Outcome::Succeeded);
+    let eras = async || number(&pool, "select count(*) from authz.audit_eras").await;
+
+    // Somebody else writes for long.
+    let mut open = pool.begin().await.unwrap();
+    audit::record(&mut *open, &admin(), &record).await.unwrap();
+    let writer = Writer::start(service.clone());
+    writer.record(&admin(), &record).await.unwrap();
+    assert_eq!(eras().await, 1);
+    open.commit().await.unwrap();
+
+    pool.execute("revoke execute on function authz.note_audit_era() from authz_service").await.unwrap();
+    let writer = Writer::start(service);
+    writer.record(&admin(), &record).await.unwrap();
+    assert_eq!(eras().await, 1);
 }

@@ -6,6 +6,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 
 use super::{Checkpoint, FORMAT, Seal, SigningKey, last_seal, moment};
 use crate::audit::canonical::{COLUMNS, Digest, Encoder, Place, Sealable, entries, from_hex};
+use crate::audit::era;
 use crate::error::Error;
 use crate::snapshot::copy::{Field, Rows};
 
@@ -31,12 +32,13 @@ pub struct Sealed {
 /// Seals all records whose transactions are past the commit horizon; with `key`, signs the seals.
 ///
 /// Safe to call from many processes: one works, the others leave with `busy`. After the trail was restored into another
-/// cluster the first run stops writers of the trail for a moment.
+/// cluster the first run stops writers of the trail for a moment, and notes it, so that the trail is read in its order.
 ///
 /// # Errors
 /// [`Error::Database`] if the database does not answer, or if it took longer than five seconds to stop writers.
 pub async fn seal(pool: &PgPool, key: Option<&SigningKey>) -> Result<Sealed, Error> {
     let mut connection = pool.acquire().await?;
+    era::note(&mut connection).await?;
     let mut total = Sealed::default();
     loop {
         match step(&mut connection, key).await? {
