@@ -11,16 +11,16 @@ mod trail;
 
 use std::time::Duration;
 
-use authz::audit::retention::prune;
+use authz::audit::retention::{make_partitions, prune};
 use authz::audit::{self, Outcome, Query, Record, Trust, Writer, seal, verify};
 use authz::grant::{self, Grant};
 use authz::{Authz, action, user};
 use sqlx::{Connection as _, Executor as _, PgConnection, PgPool};
 use testdb::Database;
 
-use self::roles::{ROLES, as_role};
+use self::roles::{ROLES, as_role, refusal};
 use self::support::{action as a, admin, pattern as p, user as u};
-use self::trail::{fill, old_months, this_month};
+use self::trail::{fill, old_months, spoil, this_month};
 
 async fn with_roles(pool: &PgPool) {
     sqlx::raw_sql(ROLES).execute(pool).await.unwrap();
@@ -251,6 +251,109 @@ async fn auditor_exports_and_drops_old_months() {
     assert_eq!(pruned.dropped.len(), 3, "{pruned:?}");
     let report = verify(&auditor, &Trust::new()).await.unwrap();
     assert_eq!((report.finding, report.pruned > 0), (None, true));
+}
+
+/// Fails with the reason that something there is in no seal; gives the hint.
+async fn assert_kept(auditor: &PgPool, drop: &str) -> String {
+    let months = "select count(*) from pg_inherits where inhparent = 'authz.audit_log'::regclass";
+    let before = number(auditor, months).await;
+    let (code, error) = refusal(auditor, drop).await;
+    assert_eq!(code, "55000", "{error}");
+    assert!(error.to_string().contains("in no seal"), "{error}");
+    assert_eq!(number(auditor, months).await, before);
+    let error = error.as_database_error().unwrap().downcast_ref::<sqlx::postgres::PgDatabaseError>();
+    error.hint().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn month_goes_only_once_it_is_sealed() {
+    let (database, pool) = world().await;
+    old_months(&pool).await;
+    make_partitions(&pool, 3).await.unwrap();
+    let auditor = as_role(database.url(), "authz_auditor").await;
+    let month = this_month(&pool).await;
+    let drop: &'static str = format!("select authz.drop_audit_months('{month}')").leak();
+    let hint = assert_kept(&auditor, drop).await;
+    assert!(hint.contains("authz audit prune"), "{hint}");
+
+    // Something is sealed, and later something more comes into an old month: behind that seal, and in a transaction
+    // that seems to be before it.
+    seal(&auditor, None).await.unwrap();
+    for transaction in [
+        "pg_current_xact_id()",
+        "(select min(transaction_id::text::bigint) from authz.audit_log)::text::xid8",
+    ] {
+        let mut tx = pool.begin().await.unwrap();
+        let late = format!(
+            "insert into authz.audit_log (recorded_at, service, actor, action, outcome, transaction_id)
+             select min(recorded_at), '', '', 'late', 'denied', {transaction} from authz.audit_log"
+        );
+        tx.execute(&*late.leak()).await.unwrap();
+        // What is under way is waited for.
+        let waiting = tokio::spawn({
+            let auditor = auditor.clone();
+            async move { assert_kept(&auditor, drop).await }
+        });
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert!(!waiting.is_finished());
+        tx.commit().await.unwrap();
+        waiting.await.unwrap();
+        spoil(&pool, &["delete from authz.audit_log where action = 'late'"]).await;
+    }
+
+    // A transaction that does not see what was written meanwhile cannot tell.
+    let mut tx = auditor.begin_with("begin isolation level repeatable read").await.unwrap();
+    let error = tx.execute(drop).await.unwrap_err();
+    assert!(error.to_string().contains("read committed"), "{error}");
+    tx.rollback().await.unwrap();
+
+    let dropped: Vec<String> = sqlx::query_scalar(drop).fetch_one(&auditor).await.unwrap();
+    assert_eq!(dropped.len(), 3, "{dropped:?}");
+}
+
+#[tokio::test]
+async fn month_is_known_to_be_sealed_in_whatever_cluster_that_was() {
+    let (database, pool) = world().await;
+    old_months(&pool).await;
+    make_partitions(&pool, 3).await.unwrap();
+    let auditor = as_role(database.url(), "authz_auditor").await;
+    let month = this_month(&pool).await;
+    let drop: &'static str = format!("select authz.drop_audit_months('{month}')").leak();
+    seal(&auditor, None).await.unwrap();
+    // As if all that had been in another cluster.
+    spoil(&pool, &["update authz.audit_seals set cluster_id = 1"]).await;
+    seal(&auditor, None).await.unwrap();
+    pool.execute("create table kept as select * from authz.audit_seals").await.unwrap();
+    let closing = number(&pool, "select count(*) from authz.audit_seals where closing").await;
+    assert!(closing >= 2);
+
+    // The first of the seals that close an era does not say that all of it is sealed.
+    spoil(
+        &pool,
+        &["delete from authz.audit_seals where seal_id > (select min(seal_id) from kept where closing)"],
+    )
+    .await;
+    assert_kept(&auditor, drop).await;
+    spoil(&pool, &["insert into authz.audit_seals select * from kept where seal_id not in (select seal_id from authz.audit_seals)"]).await;
+
+    // The last one does.
+    let mut tx = auditor.begin().await.unwrap();
+    let dropped: Vec<String> = sqlx::query_scalar(drop).fetch_one(&mut *tx).await.unwrap();
+    assert_eq!(dropped.len(), 3, "{dropped:?}");
+    tx.rollback().await.unwrap();
+
+    // What came since is of the next era, whose transactions may have lower numbers than those before.
+    let late = "insert into authz.audit_log (recorded_at, service, actor, action, outcome, transaction_id)
+                select min(recorded_at), '', '', 'late', 'denied', '3' from authz.audit_log";
+    pool.execute(late).await.unwrap();
+    assert_kept(&auditor, drop).await;
+    // Sealed, in the new era, as one of the transactions that it has.
+    spoil(&pool, &["update authz.audit_log set transaction_id = pg_current_xact_id() where action = 'late'"])
+        .await;
+    assert_kept(&auditor, drop).await;
+    seal(&auditor, None).await.unwrap();
+    let dropped: Vec<String> = sqlx::query_scalar(drop).fetch_one(&auditor).await.unwrap();
+    assert_eq!(dropped.len(), 3, "{dropped:?}");
 }
 
 /// Old records in the order of their transactions, and then the new one.

@@ -66,7 +66,8 @@ pub struct Pruning {
 /// the months, with a baseline of the grants for later replays and a record of itself in the same transaction.
 ///
 /// The files of all runs together, in their order, are the whole chain. The chain in the database still verifies, from
-/// what the seals say of each record. Stops readers and writers of the trail for the last step.
+/// what the seals say of each record. Stops readers and writers of the trail for the last step, which the database by itself
+/// refuses if a month holds a record that is in no seal.
 ///
 /// # Errors
 /// [`Error::TrailAltered`], [`Error::StateDiffers`], [`Error::MonthNotRemovable`] if a transaction under way holds
