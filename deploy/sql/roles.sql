@@ -11,8 +11,9 @@
 -- authz_auditor  the job that keeps the trail: sweeps up, seals, verifies, exports, and drops old months. Changes no rights.
 -- authz_admin    people, by `authz-cli` or psql: users, groups, memberships, actions and grants; reads the audit trail.
 --
--- Nobody of these but the auditor, by whole months, can remove an audit record, and nobody change one, or write one under another database user, at another time or in
--- another transaction than it was.
+-- Of these nobody can change an audit record, or write one under another database user, at another time or in another
+-- transaction than it was; and nobody remove one but the auditor, by whole months that are sealed. The auditor writes the
+-- seals, too; so keep exports, and checkpoints of the chain, where whoever has that role cannot change them.
 
 do $$
 declare
@@ -80,13 +81,17 @@ grant select, insert, update, delete on authz.operation_owners, authz.open_opera
     to authz_service, authz_admin, authz_auditor;
 grant select on authz.audit_eras to authz_service, authz_sync, authz_admin, authz_auditor;
 grant execute on function authz.note_audit_era() to authz_service, authz_sync, authz_admin, authz_auditor;
+grant execute on function authz.sweep_operations(interval), authz.disown_operations(bigint, bigint[])
+    to authz_service, authz_admin, authz_auditor;
 
--- The trail: whole, and its months. A month goes only once it is sealed (`authz audit prune`).
+-- The trail: whole, and its months. `drop_audit_months` drops a month only once all of it is sealed; that it is exported
+-- and the export read back before is the work of `authz audit prune`.
 grant select on all tables in schema authz to authz_auditor;
 grant insert on authz.audit_seals to authz_auditor;
 grant select on sequence authz.audit_log_audit_id_seq to authz_auditor;
 grant execute on function authz.make_audit_partition(date), authz.make_audit_partitions(integer),
-    authz.drop_audit_months(date), authz.write_audit_baseline(), authz.note_audit_prune(jsonb) to authz_auditor;
+    authz.hold_audit_trail(boolean), authz.drop_audit_months(date), authz.write_audit_baseline(),
+    authz.note_audit_prune(jsonb) to authz_auditor;
 
 -- Audit records: what the writer says, while the database itself says who, when and in which transaction. Writers find their
 -- own records again by number, and read no more of them.

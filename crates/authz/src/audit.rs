@@ -6,6 +6,7 @@
 //! [`Writer`].
 
 mod batch;
+pub(crate) mod era;
 pub mod history;
 pub(crate) mod line;
 mod open;

@@ -3,6 +3,7 @@
 use sqlx::PgPool;
 use sqlx::migrate::Migrator;
 
+use crate::audit::era;
 use crate::error::Error;
 
 /// Our migrations. They live in schema `authz`, their record in `authz._sqlx_migrations` (see `sqlx.toml`).
@@ -18,9 +19,8 @@ static MIGRATOR: Migrator = sqlx::migrate!();
 /// by a newer version.
 pub async fn migrate(pool: &PgPool) -> Result<(), Error> {
     MIGRATOR.run(pool).await?;
-    // A database that was restored into another cluster counts its transactions anew.
-    sqlx::query!("select authz.note_audit_era() as era").fetch_one(pool).await?;
-    Ok(())
+    let mut connection = pool.acquire().await?;
+    Ok(era::note(&mut connection).await?)
 }
 
 /// How the tables stand to this version of the library.

@@ -8,46 +8,18 @@ mod trail;
 
 use std::fs::File;
 
+use authz::Error;
 use authz::audit::retention::{make_partitions, prune};
 use authz::audit::{Problem, Trust, checkpoint, seal, verify, verify_exports, verify_state};
-use authz::grant::{self, Grant};
-use authz::{Error, user};
-use chrono::NaiveDate;
 use sqlx::{Executor, PgPool};
-use support::{admin, pattern, user as u};
-use trail::{fill, spoil};
+use support::admin;
+use trail::{fill, old_months, spoil, this_month};
 
 async fn partitions(pool: &PgPool) -> Vec<String> {
     sqlx::query_scalar("select inhrelid::regclass::text from pg_inherits where inhparent = 'authz.audit_log'::regclass order by 1")
         .fetch_all(pool)
         .await
         .unwrap()
-}
-
-async fn this_month(pool: &PgPool) -> NaiveDate {
-    sqlx::query_scalar("select date_trunc('month', now() at time zone 'UTC')::date")
-        .fetch_one(pool)
-        .await
-        .unwrap()
-}
-
-/// Records and a grant in each of the last months; nothing sealed.
-async fn old_months(pool: &PgPool) {
-    user::create(pool, &u("a"), "", &admin()).await.unwrap();
-    for months in (1..=3).rev() {
-        let from: i64 = sqlx::query_scalar("select coalesce(max(audit_id), 0) from authz.audit_log")
-            .fetch_one(pool)
-            .await
-            .unwrap();
-        fill(pool, 8).await;
-        let action = pattern(&format!("month{months}.*"));
-        grant::to_user(pool, &u("a"), &Grant::new(action, "why"), &admin()).await.unwrap();
-        let statement = format!(
-            "update authz.audit_log set recorded_at = (date_trunc('month', now() at time zone 'UTC') - interval '{months} months' + interval '10 days') at time zone 'UTC'
-             where audit_id > {from}"
-        );
-        spoil(pool, &[statement.leak()]).await;
-    }
 }
 
 #[tokio::test]

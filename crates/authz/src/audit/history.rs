@@ -161,7 +161,7 @@ async fn replay(
     let begins = sqlx::query_scalar!(
         r#"
         select recorded_at from authz.audit_log
-        where action collate "C" = 'state.baseline' and coalesce(by_database, true)
+        where action collate "C" = 'state.baseline' and outcome = 'succeeded' and coalesce(by_database, true)
         order by audit_id limit 1
         "#
     )

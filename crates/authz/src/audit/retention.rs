@@ -66,7 +66,8 @@ pub struct Pruning {
 /// the months, with a baseline of the grants for later replays and a record of itself in the same transaction.
 ///
 /// The files of all runs together, in their order, are the whole chain. The chain in the database still verifies, from
-/// what the seals say of each record. Stops readers and writers of the trail for the last step.
+/// what the seals say of each record. Stops readers and writers of the trail for the last step, which the database by itself
+/// refuses if a month holds a record that is in no seal.
 ///
 /// # Errors
 /// [`Error::TrailAltered`], [`Error::StateDiffers`], [`Error::MonthNotRemovable`] if a transaction under way holds
@@ -127,7 +128,7 @@ async fn drop_months<'c>(
         checkpoint.map_or(exported.first_seal.saturating_sub(1), |checkpoint| checkpoint.seal_id);
     act_as(&mut tx, actor).await?;
     sqlx::query!("set local lock_timeout = '5s'").execute(&mut *tx).await?;
-    sqlx::query!("lock table authz.audit_log in access exclusive mode").execute(&mut *tx).await?;
+    sqlx::query!("select authz.hold_audit_trail(exclusive => true)").fetch_one(&mut *tx).await?;
     let unsealed = beyond(&mut tx, before, through_seal).await?;
     if unsealed > 0 {
         let reason = format!("{unsealed} of its records are not sealed and exported yet; try again later");

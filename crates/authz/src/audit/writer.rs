@@ -12,7 +12,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::line::Line;
 use super::open::Open;
-use super::{Actor, Record, batch, sweep};
+use super::{Actor, Record, batch, era, sweep};
 use crate::error::Error;
 
 /// At most so many records share a commit.
@@ -41,7 +41,8 @@ const LAST_TRIES: u32 = 5;
 /// and stays if the caller's own transaction is rolled back.
 ///
 /// The connection is made with the options of the pool (hooks of the pool do not run on it), when the first record is to
-/// be written. The writer ends when its last handle is dropped, every operation that it began has ended, and everything
+/// be written; if the database was restored into another cluster meanwhile, that is noted then, so that the trail is read in
+/// its order. The writer ends when its last handle is dropped, every operation that it began has ended, and everything
 /// is written; [`Writer::close`] waits for that.
 ///
 /// Metrics: counters `authz_audit_records_total` and `authz_audit_failures_total`, histogram `authz_audit_batch_records`.
@@ -463,6 +464,7 @@ impl Task {
             let connecting = async {
                 let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
                 batch::prepare(&mut connection).await?;
+                era::note(&mut connection).await?;
                 Ok(connection)
             };
             within(connecting).await?

@@ -2,6 +2,9 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use authz::audit::{self, Actor, Outcome, Record};
+use authz::grant::{self, Grant};
+use authz::{ActionPattern, UserName, user};
+use chrono::NaiveDate;
 use serde_json::json;
 use sqlx::{Connection, PgConnection, PgPool};
 
@@ -41,4 +44,32 @@ pub(crate) async fn spoil(pool: &PgPool, statements: &[&'static str]) {
         assert!(done.rows_affected() > 0, "{statement}");
     }
     connection.close().await.unwrap();
+}
+
+pub(crate) async fn this_month(pool: &PgPool) -> NaiveDate {
+    sqlx::query_scalar("select date_trunc('month', now() at time zone 'UTC')::date")
+        .fetch_one(pool)
+        .await
+        .unwrap()
+}
+
+/// Records and a grant in each of the last months; nothing sealed.
+pub(crate) async fn old_months(pool: &PgPool) {
+    let u = UserName::parse("a").unwrap();
+    let admin = Actor::new("admin@example.com", "tests");
+    user::create(pool, &u, "", &admin).await.unwrap();
+    for months in (1..=3).rev() {
+        let from: i64 = sqlx::query_scalar("select coalesce(max(audit_id), 0) from authz.audit_log")
+            .fetch_one(pool)
+            .await
+            .unwrap();
+        fill(pool, 8).await;
+        let action = ActionPattern::parse(&format!("month{months}.*")).unwrap();
+        grant::to_user(pool, &u, &Grant::new(action, "why"), &admin).await.unwrap();
+        let statement = format!(
+            "update authz.audit_log set recorded_at = (date_trunc('month', now() at time zone 'UTC') - interval '{months} months' + interval '10 days') at time zone 'UTC'
+             where audit_id > {from}"
+        );
+        spoil(pool, &[statement.leak()]).await;
+    }
 }

@@ -6,6 +6,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 
 use super::{Checkpoint, FORMAT, Seal, SigningKey, last_seal, moment};
 use crate::audit::canonical::{COLUMNS, Digest, Encoder, Place, Sealable, entries, from_hex};
+use crate::audit::era;
 use crate::error::Error;
 use crate::snapshot::copy::{Field, Rows};
 
@@ -31,12 +32,13 @@ pub struct Sealed {
 /// Seals all records whose transactions are past the commit horizon; with `key`, signs the seals.
 ///
 /// Safe to call from many processes: one works, the others leave with `busy`. After the trail was restored into another
-/// cluster the first run stops writers of the trail for a moment.
+/// cluster the first run stops writers of the trail for a moment, and notes it, so that the trail is read in its order.
 ///
 /// # Errors
 /// [`Error::Database`] if the database does not answer, or if it took longer than five seconds to stop writers.
 pub async fn seal(pool: &PgPool, key: Option<&SigningKey>) -> Result<Sealed, Error> {
     let mut connection = pool.acquire().await?;
+    era::note(&mut connection).await?;
     let mut total = Sealed::default();
     loop {
         match step(&mut connection, key).await? {
@@ -99,7 +101,7 @@ async fn step(connection: &mut PgConnection, key: Option<&SigningKey>) -> Result
         // From here to commit nobody writes to the trail; so every record up to the number noted is there, and every
         // later one has a higher number.
         sqlx::query!("set local lock_timeout = '5s'").execute(&mut *tx).await?;
-        sqlx::query!("lock table authz.audit_log in share mode").execute(&mut *tx).await?;
+        sqlx::query!("select authz.hold_audit_trail(exclusive => false)").fetch_one(&mut *tx).await?;
         now = self::now(&mut tx, chain.last.is_none()).await?;
         let marker = chain.next(&now, era, base_audit_id, true, Place::START);
         chain.write(&mut tx, marker, &[]).await?;

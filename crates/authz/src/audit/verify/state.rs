@@ -59,13 +59,13 @@ pub(crate) async fn differences(connection: &mut PgConnection) -> Result<Vec<Dif
         r#"
         with last as (
             select audit_id, transaction_id from authz.audit_log
-            where action = 'audit.baseline' and coalesce(by_database, true)
+            where action = 'audit.baseline' and outcome = 'succeeded' and coalesce(by_database, true)
             order by audit_id desc limit 1
         ), changes as (
             select l.audit_id, row_of ->> 'table' as table_name, row_of -> 'detail' as detail, false as removed
             from last l
             join authz.audit_log b on b.action = 'audit.baseline' and b.transaction_id = l.transaction_id
-                                  and coalesce(b.by_database, true),
+                                  and b.outcome = 'succeeded' and coalesce(b.by_database, true),
                  jsonb_array_elements(b.detail -> 'rows') row_of
             union all
             select a.audit_id,
