@@ -158,7 +158,7 @@ pub enum Error {
         what: String,
     },
     /// A text is not a SHA-256.
-    #[error("`{0}` is not a digest; a digest is 64 hexadecimal digits")]
+    #[error("`{0}` is not a digest; a digest is 64 hexadecimal digits, 0 to 9 and a to f")]
     NotADigest(String),
     /// A text is not a checkpoint.
     #[error("`{0}` is not a checkpoint; write the number of a seal, a colon and its digest")]

@@ -232,11 +232,34 @@ pub(crate) fn to_hex(bytes: &[u8]) -> String {
     bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
+/// In the form of [`to_hex`] and no other, so that a line of an export can be written in one way only.
 pub(crate) fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let half = |digit: u8| char::from(digit).to_digit(16).and_then(|half| u8::try_from(half).ok());
+    let half = |digit: u8| match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    };
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
     if !rest.is_empty() {
         return None;
     }
     pairs.iter().map(|[high, low]| Some(half(*high)? << 4 | half(*low)?)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digest_is_written_in_one_way() {
+        let digest = Digest::of(b"a record");
+        let text = digest.to_string();
+        assert_eq!(text.parse::<Digest>().unwrap(), digest);
+        assert!(text.contains(|c: char| c.is_ascii_lowercase()));
+        for bad in
+            [text.to_uppercase(), text[1..].to_owned(), format!("{text} "), "é".repeat(32), String::new()]
+        {
+            assert!(bad.parse::<Digest>().is_err(), "{bad}");
+        }
+    }
 }

@@ -118,7 +118,7 @@ impl SigningKey {
     /// # Errors
     /// [`Error::NotAKey`].
     pub fn parse(text: &str) -> Result<Self, Error> {
-        let seed = from_hex(text.trim()).and_then(|bytes| bytes.try_into().ok());
+        let seed = from_hex(&text.trim().to_ascii_lowercase()).and_then(|bytes| bytes.try_into().ok());
         Self::from_seed(seed.ok_or(Error::NotAKey("a signing key is 64 hexadecimal digits"))?)
     }
 
@@ -175,7 +175,7 @@ impl std::str::FromStr for PublicKey {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        from_hex(text.trim())
+        from_hex(&text.trim().to_ascii_lowercase())
             .and_then(|bytes| bytes.try_into().ok())
             .map(Self)
             .ok_or(Error::NotAKey("a public key is 64 hexadecimal digits"))
