@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use authz::mirror::{freshness, runs};
 use clap::Parser;
@@ -17,6 +18,9 @@ use sqlx::PgPool;
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, filter, fmt};
+
+/// How long the database may take to say for the metrics how fresh the directory is.
+const FRESHNESS_WITHIN: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -115,7 +119,10 @@ async fn monitor(job: &Job, report: &Report, pool: Option<&PgPool>) {
         return;
     }
     let known = match pool {
-        Some(pool) => freshness(pool, Some(&job.directory)).await.ok(),
+        Some(pool) => {
+            let asked = freshness(pool, Some(&job.directory));
+            tokio::time::timeout(FRESHNESS_WITHIN, asked).await.ok().and_then(Result::ok)
+        }
         None => None,
     };
     let text = metrics::render(report, known.as_deref().and_then(<[_]>::first));

@@ -213,7 +213,7 @@ async fn run_beside_a_living_one_has_its_own_exit_code() {
     let outcome = run_of(&database, &path).output().await;
     assert_eq!((outcome.code, outcome.status().as_str()), (5, "failed"), "{outcome:?}");
     assert!(outcome.error().contains("is still at work"), "{outcome:?}");
-    living.fail("enough", 0, &actor()).await.unwrap();
+    let _ = living.fail("enough", 0, &actor()).await.unwrap();
     let unlimited = run_of(&database, &path)
         .option("--max-removed-users", "100%,0")
         .option("--max-removed-groups", "100%,0");
