@@ -381,9 +381,11 @@ async fn password_is_in_no_output() {
         Program::job(command, url).option("--source", &file).environment("DIR_SYNC_LOG", "trace")
     };
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let unknown_option = format!("{url}{}sslpassword={password}", if url.contains('?') { '&' } else { '?' });
     let programs = [
         (job("plan", &url), 0),
         (job("run", &url), 0),
+        (job("run", &unknown_option), 0),
         (job("run", &url).option("--concurrency", "x"), 2),
         (job("run", &format!("postgres://app:{password}@127.0.0.1:{port}/app")), 1),
         (job("run", &format!("postgres://app:{password}@host:no-port/app")), 1),
