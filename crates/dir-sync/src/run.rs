@@ -233,7 +233,7 @@ impl DirectorySync {
     }
 
     async fn crawl_and_plan(&self, run: Run, report: &mut Report) -> Result<Planned, RunError> {
-        let (crawled, met) = self.crawl(&run).await?;
+        let (crawled, met) = self.soon_after_stop(Box::pin(self.crawl(&run))).await?;
         report.foreign_everyone = met.foreign_everyone;
         report.left_out_groups = crawled.left_out;
         report.unknown_member_types.clone_from(&crawled.unknown_member_types);
@@ -301,14 +301,14 @@ impl DirectorySync {
 
     /// What the database does, until it is done or, once the run shall stop, given up. The server goes on with it for a
     /// while if it has only gone silent: the fencing check and the time that a silent session has there keep it from harm.
-    async fn soon_after_stop<T>(
+    async fn soon_after_stop<T, E: Into<RunError>>(
         &self,
-        work: impl Future<Output = Result<T, authz::Error>>,
+        work: impl Future<Output = Result<T, E>>,
     ) -> Result<T, RunError> {
         let mut work = pin!(work);
         let reason = tokio::select! {
             biased;
-            done = &mut work => return Ok(done?),
+            done = &mut work => return done.map_err(Into::into),
             reason = self.options.stop.wanted() => reason,
         };
         match tokio::time::timeout(AFTER_STOP, work).await {
@@ -345,17 +345,16 @@ impl DirectorySync {
                 () = run.lost() => Err(authz::Error::LeaseLost { run_id: run.id() }.into()),
             }
         };
-        let staging = stage(run, batches, self.options.include_external, || self.source.customer_id());
-        let (crawled, staged) = tokio::join!(crawling, self.soon_after_stop(staging));
+        let (crawled, staged) = tokio::join!(
+            crawling,
+            stage(run, batches, self.options.include_external, || self.source.customer_id())
+        );
         // A database that does not take the pages ends the crawl, so its error is the one to tell.
         let met = staged?;
         let crawled = crawled?;
+        run.forget_groups(&crawled.vanished).await?;
         let incomplete: Vec<_> = crawled.incomplete.iter().map(|i| i.group_id.clone()).collect();
-        self.soon_after_stop(async {
-            run.forget_groups(&crawled.vanished).await?;
-            run.mark_incomplete(&incomplete).await
-        })
-        .await?;
+        run.mark_incomplete(&incomplete).await?;
         Ok((crawled, met))
     }
 

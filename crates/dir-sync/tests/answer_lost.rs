@@ -75,6 +75,20 @@ async fn apply_that_cannot_be_asked_after_is_not_told_as_no_change() {
     }
 }
 
+/// What a run that takes the lease over writes into the record of the one before.
+const ABANDON: &str = "update authz.sync_runs set status = 'abandoned', finished_at = clock_timestamp() where status = 'running'";
+
+/// Ends the one session of this database that waits for a lock.
+async fn end_waiting_session(pool: &PgPool) {
+    let ended = number(
+        pool,
+        "select count(*) from (select pg_terminate_backend(pid) from pg_stat_activity
+                               where datname = current_database() and wait_event_type = 'Lock') t",
+    )
+    .await;
+    assert_eq!(ended, 1);
+}
+
 /// Waits at the last statement of a run, has its record say that another run has taken its lease over, and ends its session.
 async fn abandoned_at_its_end(plan_only: bool) -> Report {
     let (database, pool) = database().await;
@@ -94,19 +108,30 @@ async fn abandoned_at_its_end(plan_only: bool) -> Report {
     locker.rollback().await.unwrap();
     until("the run wants to write its end", async || waits_for_lock(&pool, "update authz.sync_runs").await)
         .await;
-    sqlx::query("update authz.sync_runs set status = 'abandoned', finished_at = clock_timestamp() where status = 'running'")
-        .execute(&mut *successor)
-        .await
-        .unwrap();
-    let ended = "select count(*) from (select pg_terminate_backend(pid) from pg_stat_activity
-                 where datname = current_database() and wait_event_type = 'Lock' and query like '%update authz.sync_runs%'
-                   and pid <> pg_backend_pid()) t";
-    assert_eq!(number(&pool, ended).await, 1);
+    sqlx::query(ABANDON).execute(&mut *successor).await.unwrap();
+    end_waiting_session(&pool).await;
     successor.commit().await.unwrap();
     let report = tokio::time::timeout(DEADLINE, running).await.expect("the run does not end").unwrap();
     assert_eq!(written_rows(&pool).await, before);
     assert_eq!(newest_status(&pool).await, "abandoned");
     report
+}
+
+#[tokio::test]
+async fn lease_that_is_taken_over_in_the_plan_is_told_as_lost() {
+    let (database, pool) = database().await;
+    assert_eq!(sync(&pool, MAIN, &org(false)).await.exit_code(), 0);
+    let mut locker = pool.begin().await.unwrap();
+    sqlx::query("select revision from authz.revision for update").execute(&mut *locker).await.unwrap();
+    let its_own = connect(database.url()).await;
+    let running = tokio::spawn(DirectorySync::new(its_own, name(MAIN), org(true).source()).run());
+    until("the run plans", async || waits_for_lock(&pool, "select authz.hold_revision()").await).await;
+    sqlx::query(ABANDON).execute(&pool).await.unwrap();
+    end_waiting_session(&pool).await;
+    locker.rollback().await.unwrap();
+    let report = tokio::time::timeout(DEADLINE, running).await.expect("the run does not end").unwrap();
+    assert_eq!(report.exit_code(), 5, "{report}");
+    assert_eq!(newest_status(&pool).await, "abandoned");
 }
 
 #[tokio::test]

@@ -132,6 +132,28 @@ async fn commit_that_nobody_heard_of_is_not_told_as_no_change() {
 }
 
 #[tokio::test]
+async fn record_that_cannot_be_written_holds_up_no_end() {
+    let (database, pool) = database().await;
+    assert_eq!(sync(&pool, MAIN, &org(false)).await.exit_code(), 0);
+    let (_folder, path) = org(true).write();
+    let (lock, statement, _) = WAITS[0];
+    let mut locker = pool.begin().await.unwrap();
+    sqlx::query(lock).execute(&mut *locker).await.unwrap();
+    let running = Program::job("run", database.url()).file(&path).spawn();
+    until("the run waits", async || waits_for_lock(&pool, statement).await).await;
+    sqlx::query("lock table authz.sync_runs in share row exclusive mode")
+        .execute(&mut *locker)
+        .await
+        .unwrap();
+    running.signal(Signal::TERM);
+    let outcome = ended(running).await;
+    assert_eq!((outcome.code, outcome.status().as_str()), (6, "failed"), "{outcome:?}");
+    assert!(outcome.stderr.contains("could not be recorded"), "{outcome:?}");
+    locker.rollback().await.unwrap();
+    assert_goes_on(&pool, false).await;
+}
+
+#[tokio::test]
 async fn question_for_the_metrics_that_is_not_answered_holds_up_no_end() {
     let (database, pool) = database().await;
     assert_eq!(sync(&pool, MAIN, &org(false)).await.exit_code(), 0);
