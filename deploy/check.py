@@ -54,6 +54,9 @@ def check(name, documents, variables):
             fail(f"{name}: {promise} is not kept")
 
     config = only(documents, "ConfigMap")
+    own_end = sum(int(config["data"][name]) for name in ["DIR_SYNC_START_JITTER", "DIR_SYNC_DEADLINE"])
+    if own_end + pod["terminationGracePeriodSeconds"] >= job["activeDeadlineSeconds"]:
+        fail(f"{name}: the job is ended before the program's own deadline")
     if container["envFrom"] != [{"configMapRef": {"name": config["metadata"]["name"]}}]:
         fail(f"{name}: the container does not read the config map")
     for variable in [*config["data"], *(entry["name"] for entry in container["env"])]:

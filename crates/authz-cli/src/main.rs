@@ -17,6 +17,9 @@ use cli::{Cli, Command};
 async fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("AUTHZ_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    // It tells the options in the database's URL that it does not know, with their values (`sslpassword=…`).
+    let silent = "sqlx_postgres::options=off".parse();
+    let filter = silent.map_or_else(|_| EnvFilter::new("off"), |silent| filter.add_directive(silent));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let output = cli.place.output;
     match run(cli).await {

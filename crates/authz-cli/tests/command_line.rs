@@ -199,3 +199,20 @@ async fn pruning_leaves_young_months_alone() {
     let (code, pruned) = json(&database, &["audit", "prune", "--keep-months", "0", "--folder", folder]);
     assert_eq!((code, pruned["dropped"].as_array().unwrap().len()), (0, 0));
 }
+
+/// Whoever misspells an option of the database's URL need not read its value in a log.
+#[tokio::test]
+async fn password_in_the_url_is_in_no_output() {
+    let (database, _) = database().await;
+    for level in ["warn", "trace"] {
+        let separator = if database.url().contains('?') { '&' } else { '?' };
+        let mut command = command(&["users", "list"]);
+        command.env("AUTHZ_LOG", level).env("AUTHZ_ACTOR", "root@example.com");
+        command.env("AUTHZ_DATABASE_URL", format!("{}{separator}sslpassword=hunter2", database.url()));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        for text in [&output.stdout, &output.stderr] {
+            assert!(!String::from_utf8_lossy(text).contains("hunter2"), "{level}");
+        }
+    }
+}

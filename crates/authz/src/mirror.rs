@@ -22,8 +22,8 @@ mod report;
 mod stage;
 mod stage_members;
 
-pub use history::{Freshness, RunRecord, freshness, missing_privileges, runs};
-pub use lease::{HEARTBEAT_EVERY, Interrupt, LEASE_TTL, Run, record_failure};
+pub use history::{Freshness, Holder, RunRecord, freshness, holder, missing_privileges, runs};
+pub use lease::{Failure, HEARTBEAT_EVERY, Interrupt, LEASE_TTL, Run, record_failure};
 pub use plan::{PlanOptions, Planned};
 pub use report::{
     ActionChange, ActionChanges, Change, Conflict, Counts, GroupChange, MembershipChange, Plan, SHOWN,

@@ -505,7 +505,7 @@ async fn snapshot_follows_the_model(seed: u64) {
     world.everyone.retain(|e| !deleted.contains(&e.0));
     world.store(&pool).await;
     // In a third of the worlds from the beginning, in another third from the middle.
-    if seed % 3 == 0 {
+    if seed.is_multiple_of(3) {
         crowd(&pool).await;
     }
     let mut names: Vec<String> = (0..USERS).map(|user| format!("u{user}")).collect();

@@ -25,12 +25,12 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done, or nothing to do
-  1  failed; nothing was changed
+  1  failed; nothing was changed, unless the message says that this is not known
   2  the command line cannot be used
   3  refused by the guard; nothing was changed
   4  partial: something could not be listed, or was not removed, and stays as it was
   5  another run holds the lease, or took it over; nothing was changed
-  6  ended by a signal; nothing was changed
+  6  ended by a signal; nothing was changed, unless the message says that this is not known
   7  status: a directory is older than --max-age";
 
 /// Mirrors users, groups and memberships of a Google Workspace into Postgres.
@@ -178,7 +178,7 @@ pub struct Job {
     /// Calls under way at the same time.
     #[arg(long, env = "DIR_SYNC_CONCURRENCY", value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub concurrency: u16,
-    /// Seconds that a run may take; past them it fails and changes nothing. 0 sets no limit.
+    /// Seconds that a run may take; past them it is ended and fails, as by a signal. 0 sets no limit.
     #[arg(long, env = "DIR_SYNC_DEADLINE", value_name = "SECONDS", default_value_t = 3600)]
     pub deadline: u32,
     /// Begin after a random time of up to so many seconds, so that many jobs of one minute do not meet at the quota.

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::fmt;
 
-use authz::mirror::{freshness, missing_privileges};
+use authz::mirror::{Holder, freshness, holder, missing_privileges};
 use authz::{SchemaState, schema_state};
 use serde::Serialize;
 use sqlx::PgPool;
@@ -12,6 +12,8 @@ use crate::cli::{Job, SourceChoice};
 use crate::file::FileSource;
 use crate::google::probe;
 use crate::source::error_chain;
+
+const LEASE: &str = "lease";
 
 /// How one step went.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -116,23 +118,39 @@ async fn database(pool: &PgPool, job: &Job, steps: &mut Vec<Step>) {
         ),
         Err(error) => Step::failed("privileges", &error),
     });
-    steps.push(match freshness(pool, Some(&job.directory)).await {
-        Err(authz::Error::UnknownDirectory(_)) => {
-            Step::passed("lease", format!("is free; `{}` was never synced", job.directory))
+    steps.push(lease(pool, job).await.unwrap_or_else(|error| Step::failed(LEASE, &error)));
+}
+
+async fn lease(pool: &PgPool, job: &Job) -> Result<Step, authz::Error> {
+    let free = Step::passed(LEASE, "is free");
+    let known = match freshness(pool, Some(&job.directory)).await {
+        Err(authz::Error::UnknownDirectory(name)) => {
+            return Ok(Step::passed(LEASE, format!("is free; `{name}` was never synced")));
         }
-        Err(error) => Step::failed("lease", &error),
-        Ok(known) => {
-            let lease = known.first().and_then(|directory| directory.lease_run_id.zip(directory.lease_seconds));
-            match lease {
-                None => Step::passed("lease", "is free"),
-                Some((run, left)) if left <= 0.0 => {
-                    Step::passed("lease", format!("was left over by run {run}, which was killed; the next run takes it"))
-                }
-                Some((run, _)) => Step::lacking(
-                    "lease",
-                    format!("is held by run {run}, which is at work; a run would end with exit code 5 until that is done"),
-                ),
-            }
-        }
-    });
+        known => known?,
+    };
+    let lease = known.first().and_then(|directory| directory.lease_run_id.zip(directory.lease_seconds));
+    let Some((run, left)) = lease else { return Ok(free) };
+    // A run that plans or applies renews its lease no more, however long it takes.
+    let holder = if left > 0.0 { Holder::Applying } else { holder(pool, &job.directory).await? };
+    Ok(match holder {
+        Holder::None => free,
+        Holder::Applying => Step::lacking(
+            LEASE,
+            format!(
+                "is held by run {run}, which is at work; a run would end with exit code 5 until that is done"
+            ),
+        ),
+        Holder::NotApplying => Step::passed(
+            LEASE,
+            format!("was left over by run {run}, which was killed; the next run takes it"),
+        ),
+        Holder::NotKnown => Step::passed(
+            LEASE,
+            format!(
+                "was not renewed by run {run}, which was killed or is still applying: this database role cannot see \
+                 which; the next run waits and takes it, or ends with exit code 5"
+            ),
+        ),
+    })
 }

@@ -24,7 +24,7 @@ pub enum Status {
     Refused,
     /// Applied, but some groups could not be listed and keep the members they had.
     Partial,
-    /// Nothing was changed.
+    /// Nothing was changed, unless the error says that this is not known.
     Failed,
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use authz::DirectoryName;
 use authz::audit::Actor;
-use authz::mirror::{Interrupt, PlanOptions, Planned, Run, Totals};
+use authz::mirror::{Failure, Interrupt, LEASE_TTL, PlanOptions, Planned, Run, Totals};
 use rand::Rng;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
@@ -25,8 +25,15 @@ use crate::stop::{Reason, Stop};
 const WAITING_PAGES: usize = 32;
 /// How long taking a free lease may last when the run shall stop already.
 const TAKING_A_LEASE: Duration = Duration::from_secs(2);
+/// How long the database has for the end of what it does once the run shall stop. It is interrupted, so it takes longer only if
+/// nothing is heard of it. The same again for the record; a pod has 30 seconds for all of it.
+const AFTER_STOP: Duration = Duration::from_secs(5);
+/// How long the end of a run may take to be recorded if nobody wants it to stop: the server has ended a silent session by then.
+const RECORDING: Duration = LEASE_TTL.saturating_add(AFTER_STOP);
 /// Between two interrupts: what is interrupted between two statements goes on to the next one.
 const INTERRUPT_EVERY: Duration = Duration::from_millis(100);
+const NOT_KNOWN: &str =
+    "it is not known whether it was applied: `dir-sync runs` tells, once the database answers";
 
 /// Why a group keeps its members though they were listed.
 const DISTURBED: &str =
@@ -58,7 +65,7 @@ pub struct Options {
     pub approve: Option<String>,
     /// Calls under way at the same time.
     pub concurrency: usize,
-    /// No run takes longer than this.
+    /// A run that takes longer than this ends, in a few seconds even if the database has gone silent.
     pub deadline: Option<Duration>,
     /// Waits at random up to so long before it begins, so that many jobs of one minute do not meet at the quota.
     pub start_jitter: Duration,
@@ -105,60 +112,88 @@ impl DirectorySync {
     pub async fn plan(mut self) -> Report {
         let started = Instant::now();
         let mut report = Report::blank(&self.directory);
-        match Box::pin(self.prepare_in_time(&mut report)).await {
-            Ok(planned) => {
-                let ended = planned.discard(None, self.source.calls(), &actor()).await;
-                match ended {
-                    Ok(plan) => {
-                        report.plan = Some(plan);
-                        report.status = Status::Planned;
-                    }
-                    Err(error) => {
-                        report.error = Some(error_chain(&error));
-                        self.record_failure(&report).await;
-                    }
-                }
-            }
-            Err(error) => fail(&mut report, &error),
-        }
-        self.finish(report, started)
+        let ended = match Box::pin(self.prepare_in_time(&mut report)).await {
+            Ok(planned) => Box::pin(self.discard(planned, None, &mut report)).await,
+            Err(error) => Err(error),
+        };
+        self.finish(report, &ended, started)
     }
 
     /// Makes the mirror what the directory is, within the limits.
     pub async fn run(mut self) -> Report {
         let started = Instant::now();
         let mut report = Report::blank(&self.directory);
-        match Box::pin(self.prepare_in_time(&mut report)).await {
-            Ok(planned) => {
-                if let Err(error) = Box::pin(self.guard_and_apply(planned, &mut report)).await {
-                    fail(&mut report, &error);
-                    self.record_failure(&report).await;
-                }
-            }
-            Err(error) => fail(&mut report, &error),
-        }
-        self.finish(report, started)
+        let ended = match Box::pin(self.prepare_in_time(&mut report)).await {
+            Ok(planned) => Box::pin(self.guard_and_apply(planned, &mut report)).await,
+            Err(error) => Err(error),
+        };
+        self.finish(report, &ended, started)
     }
 
     async fn guard_and_apply(&self, planned: Planned, report: &mut Report) -> Result<(), RunError> {
         if let Err(refusal) = admit(planned.plan(), &self.options.limits, self.options.approve.as_deref()) {
-            let plan = planned.discard(Some(&refusal.to_string()), self.source.calls(), &actor()).await?;
-            report.plan = Some(plan);
+            self.discard(planned, Some(&refusal.to_string()), report).await?;
             report.refusal = Some(refusal);
-            report.status = Status::Refused;
             return Ok(());
         }
         let missing = missing(report, &planned.plan().withheld);
-        let (actor, interrupt) = (actor(), planned.interrupt());
-        let applied = planned.apply(missing.as_deref(), self.source.calls(), &actor);
-        let (plan, revision) = self.unless_stopped(&interrupt, applied).await?;
-        report.status = match (missing, plan.is_empty()) {
+        let status = match (&missing, planned.plan().is_empty()) {
             (Some(_), _) => Status::Partial,
             (None, true) => Status::Unchanged,
             (None, false) => Status::Applied,
         };
+        let (missing, calls, actor) = (missing.as_deref(), self.source.calls(), &actor());
+        let applying = |planned: Planned| async move {
+            let (_, revision) = planned.apply(missing, calls, actor).await?;
+            tracing::debug!(%revision, "applied");
+            Ok(())
+        };
+        self.end(planned, applying, status, report).await
+    }
+
+    async fn discard(
+        &self,
+        planned: Planned,
+        refusal: Option<&str>,
+        report: &mut Report,
+    ) -> Result<(), RunError> {
+        let status = if refusal.is_some() { Status::Refused } else { Status::Planned };
+        let (calls, actor) = (self.source.calls(), &actor());
+        let discarding =
+            |planned: Planned| async move { planned.discard(refusal, calls, actor).await.map(drop) };
+        self.end(planned, discarding, status, report).await
+    }
+
+    /// Ends a run that has a plan, which shall give this status. If that goes wrong, the database is asked what became of it:
+    /// it may have been done, and only the answer was lost.
+    async fn end<Ending: Future<Output = Result<(), authz::Error>>>(
+        &self,
+        planned: Planned,
+        ending: impl FnOnce(Planned) -> Ending,
+        status: Status,
+        report: &mut Report,
+    ) -> Result<(), RunError> {
+        let (run_id, plan, interrupt) = (planned.run_id(), planned.plan().clone(), planned.interrupt());
+        let ending = Box::pin(ending(planned));
+        if let Err(error) = self.unless_stopped(&interrupt, ending).await {
+            let changes = !matches!(status, Status::Planned | Status::Refused);
+            match (self.record_failure(run_id, &error).await, error) {
+                (Some(Failure::EndedBefore(found)), error) if found == status.to_string() => {
+                    let error = error_chain(&error);
+                    tracing::warn!(run_id, status = found, error, "only the answer was lost");
+                }
+                (Some(Failure::LeaseLost), RunError::Mirror(_)) => {
+                    return Err(authz::Error::LeaseLost { run_id }.into());
+                }
+                (None, RunError::Stopped(reason)) if changes => return Err(RunError::StoppedUnheard(reason)),
+                (None, RunError::Mirror(error @ authz::Error::Database(_))) if changes => {
+                    return Err(RunError::Unheard(error));
+                }
+                (_, error) => return Err(error),
+            }
+        }
+        report.status = status;
         report.plan = Some(plan);
-        tracing::debug!(%revision, "applied");
         Ok(())
     }
 
@@ -181,19 +216,25 @@ impl DirectorySync {
     /// Crawl, stage and plan; a failure is recorded and gives the lease back.
     async fn prepare(&self, report: &mut Report) -> Result<Planned, RunError> {
         let run = self.begin().await?;
-        report.run_id = Some(run.id());
-        tracing::info!(run_id = run.id(), directory = %self.directory, source = self.source.describe(), "run begins");
-        let crawled = match self.crawl(&run).await {
-            Ok((crawled, met)) => {
-                report.foreign_everyone = met.foreign_everyone;
-                crawled
-            }
-            Err(error) => {
-                let error = cause(&run, error).await;
-                give_up(run, &error, self.source.calls()).await;
-                return Err(error);
-            }
-        };
+        let run_id = run.id();
+        report.run_id = Some(run_id);
+        tracing::info!(run_id, directory = %self.directory, source = self.source.describe(), "run begins");
+        match self.crawl_and_plan(run, report).await {
+            Ok(planned) => Ok(planned),
+            Err(error) => match (self.record_failure(run_id, &error).await, error) {
+                // To a process that was paused the database has not answered in time; if another run has taken the lease
+                // meanwhile, that is what happened.
+                (Some(Failure::LeaseLost), RunError::Mirror(authz::Error::Database(_))) => {
+                    Err(authz::Error::LeaseLost { run_id }.into())
+                }
+                (_, error) => Err(error),
+            },
+        }
+    }
+
+    async fn crawl_and_plan(&self, run: Run, report: &mut Report) -> Result<Planned, RunError> {
+        let (crawled, met) = self.soon_after_stop(Box::pin(self.crawl(&run))).await?;
+        report.foreign_everyone = met.foreign_everyone;
         report.left_out_groups = crawled.left_out;
         report.unknown_member_types.clone_from(&crawled.unknown_member_types);
         report.incomplete =
@@ -205,26 +246,11 @@ impl DirectorySync {
             no_remove: self.options.no_remove,
         };
         let interrupt = run.interrupt();
-        let mut failed = None;
-        let planned = async {
-            run.plan(options).await.map_err(|(run, error)| {
-                failed = Some(run);
-                error
-            })
-        };
-        match self.unless_stopped(&interrupt, planned).await {
-            Ok(planned) => {
-                let disturbed = planned.plan().disturbed_groups.iter();
-                report.incomplete.extend(disturbed.map(|group| (group.clone(), DISTURBED.to_owned())));
-                Ok(planned)
-            }
-            Err(error) => {
-                let Some(run) = failed else { return Err(error) };
-                let error = cause(&run, error).await;
-                give_up(run, &error, self.source.calls()).await;
-                Err(error)
-            }
-        }
+        let planning = Box::pin(async { run.plan(options).await.map_err(|(_, error)| error) });
+        let planned = self.unless_stopped(&interrupt, planning).await?;
+        let disturbed = planned.plan().disturbed_groups.iter();
+        report.incomplete.extend(disturbed.map(|group| (group.clone(), DISTURBED.to_owned())));
+        Ok(planned)
     }
 
     /// Takes the lease. A wish to stop that comes in between is answered at once if the lease is another's, and else
@@ -238,7 +264,7 @@ impl DirectorySync {
             reason = self.options.stop.wanted() => {
                 let error = RunError::Stopped(reason);
                 if let Ok(Ok(run)) = tokio::time::timeout(TAKING_A_LEASE, beginning).await {
-                    give_up(run, &error, self.source.calls()).await;
+                    self.record_failure(run.id(), &error).await;
                 }
                 Err(error)
             }
@@ -251,14 +277,9 @@ impl DirectorySync {
         interrupt: &Interrupt,
         work: impl Future<Output = Result<T, authz::Error>>,
     ) -> Result<T, RunError> {
-        let mut work = pin!(work);
-        let reason = tokio::select! {
-            biased;
-            done = &mut work => return Ok(done?),
-            reason = self.options.stop.wanted() => reason,
-        };
-        loop {
-            let again = async {
+        let interrupting = async {
+            self.options.stop.wanted().await;
+            loop {
                 if let Err(error) = interrupt.now().await {
                     tracing::warn!(
                         error = error_chain(&error),
@@ -266,11 +287,36 @@ impl DirectorySync {
                     );
                 }
                 tokio::time::sleep(INTERRUPT_EVERY).await;
-            };
+            }
+        };
+        let work = async {
             tokio::select! {
                 biased;
-                done = &mut work => return done.map_err(|_| RunError::Stopped(reason)),
-                () = again => {}
+                done = work => done,
+                () = interrupting => std::future::pending().await,
+            }
+        };
+        self.soon_after_stop(work).await
+    }
+
+    /// What the database does, until it is done or, once the run shall stop, given up. The server goes on with it for a
+    /// while if it has only gone silent: the fencing check and the time that a silent session has there keep it from harm.
+    async fn soon_after_stop<T, E: Into<RunError>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, RunError> {
+        let mut work = pin!(work);
+        let reason = tokio::select! {
+            biased;
+            done = &mut work => return done.map_err(Into::into),
+            reason = self.options.stop.wanted() => reason,
+        };
+        match tokio::time::timeout(AFTER_STOP, work).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(_)) => Err(RunError::Stopped(reason)),
+            Err(_) => {
+                tracing::warn!("the database does not answer; what it had to do is given up");
+                Err(RunError::Stopped(reason))
             }
         }
     }
@@ -285,8 +331,8 @@ impl DirectorySync {
         // A task of its own: pages are compared while the next ones are read. It ends when the set is dropped.
         let mut reading = JoinSet::new();
         reading.spawn(crawl(Arc::clone(&self.source), options, sender));
-        // Only the crawl is cut off: what it has sent is still staged, so that no statement is left under way when the
-        // staging area is cleared.
+        // What the crawl has sent when it is cut off is still staged if the database answers, so that no statement is left
+        // under way when the staging area is cleared.
         let crawling = async move {
             tokio::select! {
                 crawled = reading.join_next() => match crawled {
@@ -312,19 +358,33 @@ impl DirectorySync {
         Ok((crawled, met))
     }
 
-    /// The apply took the run with it, lease and all; what is left to do is to say so in the record.
-    async fn record_failure(&self, report: &Report) {
-        if let (Some(run_id), Some(message)) = (report.run_id, &report.error) {
-            let recorded =
-                authz::mirror::record_failure(&self.pool, run_id, message, self.source.calls(), &actor())
-                    .await;
-            if let Err(error) = recorded {
-                tracing::warn!(run_id, error = error_chain(&error), "the failure could not be recorded");
-            }
-        }
+    /// Writes the failure of a run into its record, which gives the lease back, and says what became of the run. `None` if
+    /// the database does not say so in time.
+    async fn record_failure(&self, run_id: i64, error: &RunError) -> Option<Failure> {
+        let (message, actor) = (error_chain(error), actor());
+        let recording =
+            authz::mirror::record_failure(&self.pool, run_id, &message, self.source.calls(), &actor);
+        let stopped = async {
+            self.options.stop.wanted().await;
+            tokio::time::sleep(AFTER_STOP).await;
+        };
+        let why = tokio::select! {
+            biased;
+            recorded = recording => match recorded {
+                Ok(failure) => return Some(failure),
+                Err(error) => error_chain(&error),
+            },
+            () = stopped => "no answer in time".to_owned(),
+            () = tokio::time::sleep(RECORDING) => "no answer in time".to_owned(),
+        };
+        tracing::warn!(run_id, error = why, "the failure could not be recorded");
+        None
     }
 
-    fn finish(&self, mut report: Report, started: Instant) -> Report {
+    fn finish(&self, mut report: Report, ended: &Result<(), RunError>, started: Instant) -> Report {
+        if let Err(error) = ended {
+            fail(&mut report, error);
+        }
         if let Some(plan) = &report.plan {
             report.plan_hash = Some(plan.hash.clone());
             report.counts = plan.counts;
@@ -358,6 +418,12 @@ pub enum RunError {
     /// It was to end early.
     #[error("ended by {0} before it was done; nothing was changed")]
     Stopped(Reason),
+    /// It was to end early, and the database said neither how the apply ended nor what became of it.
+    #[error("ended by {0} while the plan was being applied; {NOT_KNOWN}")]
+    StoppedUnheard(Reason),
+    /// The database said neither how the apply ended nor what became of it.
+    #[error("the answer was lost while the plan was being applied; {NOT_KNOWN}")]
+    Unheard(#[source] authz::Error),
 }
 
 /// Why the mirror is not all that the directory is, if it will not be. A mirror that keeps people who are gone is not
@@ -382,25 +448,7 @@ fn fail(report: &mut Report, error: &RunError) {
     report.error = Some(error_chain(error));
     report.exit_code = match error {
         RunError::Mirror(authz::Error::LeaseHeld { .. } | authz::Error::LeaseLost { .. }) => Some(5),
-        RunError::Stopped(reason) => reason.is_from_outside().then_some(6),
-        RunError::Mirror(_) | RunError::Crawl(_) => None,
+        RunError::Stopped(reason) | RunError::StoppedUnheard(reason) => reason.is_from_outside().then_some(6),
+        RunError::Mirror(_) | RunError::Crawl(_) | RunError::Unheard(_) => None,
     };
-}
-
-/// What to tell of an error. To a process that was paused the database has not answered in time; if another run has taken
-/// the lease meanwhile, that is what happened.
-async fn cause(run: &Run, error: RunError) -> RunError {
-    match error {
-        RunError::Mirror(authz::Error::Database(_)) if matches!(run.has_lease().await, Ok(false)) => {
-            authz::Error::LeaseLost { run_id: run.id() }.into()
-        }
-        error => error,
-    }
-}
-
-async fn give_up(run: Run, error: &RunError, api_calls: u64) {
-    let run_id = run.id();
-    if let Err(error) = run.fail(&error_chain(error), api_calls, &actor()).await {
-        tracing::warn!(run_id, error = error_chain(&error), "the failure could not be recorded");
-    }
 }

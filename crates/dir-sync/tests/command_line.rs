@@ -213,7 +213,7 @@ async fn run_beside_a_living_one_has_its_own_exit_code() {
     let outcome = run_of(&database, &path).output().await;
     assert_eq!((outcome.code, outcome.status().as_str()), (5, "failed"), "{outcome:?}");
     assert!(outcome.error().contains("is still at work"), "{outcome:?}");
-    living.fail("enough", 0, &actor()).await.unwrap();
+    let _ = living.fail("enough", 0, &actor()).await.unwrap();
     let unlimited = run_of(&database, &path)
         .option("--max-removed-users", "100%,0")
         .option("--max-removed-groups", "100%,0");
@@ -381,9 +381,11 @@ async fn password_is_in_no_output() {
         Program::job(command, url).option("--source", &file).environment("DIR_SYNC_LOG", "trace")
     };
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let unknown_option = format!("{url}{}sslpassword={password}", if url.contains('?') { '&' } else { '?' });
     let programs = [
         (job("plan", &url), 0),
         (job("run", &url), 0),
+        (job("run", &unknown_option), 0),
         (job("run", &url).option("--concurrency", "x"), 2),
         (job("run", &format!("postgres://app:{password}@127.0.0.1:{port}/app")), 1),
         (job("run", &format!("postgres://app:{password}@host:no-port/app")), 1),

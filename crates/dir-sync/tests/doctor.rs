@@ -148,6 +148,25 @@ async fn missing_scope_role_or_subject_is_named() {
     }
 }
 
+/// What is said of the lease.
+async fn lease_of(program: Program) -> String {
+    let steps = program.output().await.json()["steps"].as_array().unwrap().clone();
+    steps.iter().find(|step| step["step"] == "lease").unwrap()["says"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn role_that_may_only_look_does_not_say_who_is_dead() {
+    let (database, pool) = database().await;
+    execute(&pool, include_str!("../../../deploy/sql/roles.sql")).await;
+    let (_folder, path) = org().write();
+    drop(Run::begin(&pool, &name(MAIN), "test").await.unwrap());
+    expire_leases(&pool).await;
+    let url = database.url();
+    let reader = format!("{url}{}options[role]=authz_reader", if url.contains('?') { '&' } else { '?' });
+    let says = lease_of(Program::job("doctor", &reader).file(&path)).await;
+    assert!(says.contains("killed or is still applying"), "{says}");
+}
+
 #[tokio::test]
 async fn each_step_in_the_database_is_named() {
     let (_folder, path) = org().write();
@@ -162,6 +181,13 @@ async fn each_step_in_the_database_is_named() {
     drop(running);
     expire_leases(&pool).await;
     assert_eq!(examined(at(database.url())).await.1, [], "what a killed run left is no obstacle");
+    assert!(lease_of(at(database.url())).await.contains("was killed"));
+
+    // A run that takes long to apply: the lease is over, and its lock is the sign of life.
+    let mut applying = pool.begin().await.unwrap();
+    sqlx::query("select run_id from authz.sync_leases for update").execute(&mut *applying).await.unwrap();
+    assert_finds(at(database.url()), "lease", &["is held by run 1", "exit code 5"]).await;
+    applying.rollback().await.unwrap();
 
     execute(&pool, "delete from authz._sqlx_migrations where version = (select max(version) from authz._sqlx_migrations)").await;
     assert_finds(at(database.url()), "tables", &["this program needs", "dir-sync migrate"]).await;

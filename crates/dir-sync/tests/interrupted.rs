@@ -187,7 +187,8 @@ async fn process_paused_in_the_apply_does_not_hold_up_the_next_run_and_writes_no
     let after = written_rows(&pool).await;
     paused.signal(Signal::CONT);
     let outcome = paused.output().await;
-    assert_eq!(outcome.status(), "failed", "{outcome:?}");
+    assert_eq!((outcome.code, outcome.status().as_str()), (5, "failed"), "{outcome:?}");
+    assert!(outcome.error().contains("lost its lease"), "{outcome:?}");
     assert_eq!(written_rows(&pool).await, after);
     assert_eq!(run_status(&pool, paused_id).await, "abandoned");
 }

@@ -5,7 +5,7 @@
 mod support;
 
 use authz::group::Role;
-use authz::mirror::{PlanOptions, Planned, Run, StagedGroup, StagedMember, StagedUser};
+use authz::mirror::{Failure, PlanOptions, Planned, Run, StagedGroup, StagedMember, StagedUser};
 use authz::{Error, GroupName, UserName};
 use sqlx::PgPool;
 
@@ -84,7 +84,18 @@ async fn second_run_is_refused_while_the_first_lives() {
     apply(plan(first).await).await;
     assert_eq!(users(&pool).await, 2, "the first run was not disturbed");
     assert_cleared(&pool, run_id).await;
-    begin(&pool, MAIN).await.unwrap().fail("enough", 0, &actor()).await.unwrap();
+    let failure = begin(&pool, MAIN).await.unwrap().fail("enough", 0, &actor()).await.unwrap();
+    assert_eq!(failure, Failure::Recorded);
+    let failure = authz::mirror::record_failure(&pool, run_id, "too late", 0, &actor()).await.unwrap();
+    assert_eq!(failure, Failure::EndedBefore("applied".to_owned()));
+}
+
+#[tokio::test]
+async fn lease_without_its_holder_is_lost_before_anybody_says_so_in_the_record() {
+    let (_database, pool) = database().await;
+    let slow = begin(&pool, MAIN).await.unwrap();
+    execute(&pool, "delete from authz.sync_leases").await;
+    assert_eq!(slow.fail("no answer", 0, &actor()).await.unwrap(), Failure::LeaseLost);
 }
 
 #[tokio::test]
@@ -144,12 +155,10 @@ async fn lost_lease_writes_nothing() {
     stage(&slow).await;
     let slow_id = slow.id();
     let before = written_rows(&pool).await;
-    assert!(slow.has_lease().await.unwrap());
     let next = take_over(&pool).await;
-    assert!(!slow.has_lease().await.unwrap() && next.has_lease().await.unwrap());
     let (slow, error) = slow.plan(PlanOptions::default()).await.unwrap_err();
     assert!(matches!(error, Error::LeaseLost { run_id } if run_id == slow_id), "{error}");
-    slow.fail("lost", 0, &actor()).await.unwrap();
+    assert_eq!(slow.fail("lost", 0, &actor()).await.unwrap(), Failure::LeaseLost);
     assert_eq!(written_rows(&pool).await, before);
     assert_eq!(run_status(&pool, slow_id).await, "abandoned", "its end was recorded by its successor");
     // The successor still has the lease.
@@ -230,7 +239,7 @@ async fn staging_lost_in_a_crash_is_not_absence() {
         execute(&pool, lost).await;
         let (run, error) = run.plan(PlanOptions::default()).await.unwrap_err();
         assert!(matches!(error, Error::StagingLost { run_id: id } if id == run_id), "{lost}: {error}");
-        run.fail(&error.to_string(), 0, &actor()).await.unwrap();
+        assert_eq!(run.fail(&error.to_string(), 0, &actor()).await.unwrap(), Failure::Recorded);
         assert_eq!(run_status(&pool, run_id).await, "failed");
         assert_cleared(&pool, run_id).await;
         assert_eq!(written_rows(&pool).await, before);

@@ -28,7 +28,8 @@ impl Planned {
     /// Returns the plan and the revision that the mirror has now.
     ///
     /// # Errors
-    /// [`Error::Database`] if the database does not answer, or refuses: nothing was changed.
+    /// [`Error::Database`] if the database refuses, or does not answer: nothing was changed, unless it was the answer to
+    /// the commit that was lost. [`record_failure`](super::record_failure) tells.
     pub async fn apply(
         mut self,
         message: Option<&str>,

@@ -2,8 +2,9 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::PgExecutor;
+use sqlx::{PgExecutor, PgPool};
 
+use super::lease::has_code;
 use crate::error::Error;
 use crate::name::DirectoryName;
 
@@ -51,7 +52,8 @@ pub struct Freshness {
     pub last_finished_at: Option<DateTime<Utc>>,
     /// The run that holds the lease.
     pub lease_run_id: Option<i64>,
-    /// For how many seconds the lease is good without another heartbeat.
+    /// For how many seconds the lease is good without another heartbeat; less than zero, and the run may be at work
+    /// nonetheless: while it plans and applies it sends none ([`holder`]).
     pub lease_seconds: Option<f64>,
 }
 
@@ -119,6 +121,62 @@ pub async fn freshness(
         Some(directory) if found.is_empty() => Err(Error::UnknownDirectory(directory.clone())),
         _ => Ok(found),
     }
+}
+
+/// Whether the run that a lease is of is at work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Holder {
+    /// There is no lease.
+    None,
+    /// It plans or applies: it has the lease locked.
+    Applying,
+    /// The lease is not locked: if it is over as well, the run is dead.
+    NotApplying,
+    /// This database role, or this server, does not let locks be tried.
+    NotKnown,
+}
+
+/// Whether the holder of a directory's lease plans or applies. It then holds a lock and no heartbeat is heard of it, however
+/// long that takes, so that a lease that is over does not say that it is dead. Changes nothing.
+///
+/// # Errors
+/// [`Error::Database`] if the database does not answer, [`Error::NotMigrated`].
+pub async fn holder(pool: &PgPool, directory: &DirectoryName) -> Result<Holder, Error> {
+    let mut tx = pool.begin().await?;
+    let unlocked = sqlx::query_scalar!(
+        r#"
+        select l.run_id
+        from authz.sync_leases l
+        join authz.directories d on d.directory_id = l.directory_id
+        where d.directory_name = $1
+        for update of l skip locked
+        "#,
+        directory.as_str(),
+    )
+    .fetch_optional(&mut *tx)
+    .await;
+    // Let go at once: whoever comes for the lease meanwhile waits for us.
+    tx.rollback().await?;
+    match unlocked {
+        Ok(Some(_)) => return Ok(Holder::NotApplying),
+        Ok(None) => {}
+        // It may not lock, or nobody may: a hot standby.
+        Err(error) if ["42501", "25006"].iter().any(|code| has_code(&error, code)) => {
+            return Ok(Holder::NotKnown);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let held = sqlx::query_scalar!(
+        r#"
+        select exists (select from authz.sync_leases l join authz.directories d on d.directory_id = l.directory_id
+                       where d.directory_name = $1) as "held!"
+        "#,
+        directory.as_str(),
+    )
+    .fetch_one(pool)
+    .await?;
+    Ok(if held { Holder::Applying } else { Holder::None })
 }
 
 /// What a sync has to be allowed to and this database role is not, as in `insert into authz.users`.

@@ -138,19 +138,6 @@ impl Run {
         }
     }
 
-    /// Whether the lease is this run's, by the database: after an error that may come of a pause in which another one took it.
-    ///
-    /// # Errors
-    /// [`Error::Database`] if the database does not answer.
-    pub async fn has_lease(&self) -> Result<bool, Error> {
-        let has = sqlx::query_scalar!(
-            r#"select exists (select from authz.sync_leases where directory_id = $1 and run_id = $2) as "has!""#,
-            self.directory_id,
-            self.run_id,
-        );
-        Ok(has.fetch_one(&self.pool).await?)
-    }
-
     /// What interrupts the plan or the apply of this run.
     #[must_use]
     pub fn interrupt(&self) -> Interrupt {
@@ -161,13 +148,31 @@ impl Run {
     ///
     /// # Errors
     /// [`Error::Database`] if not even this could be written; the lease then ends by itself.
-    pub async fn fail(self, message: &str, api_calls: u64, actor: &Actor) -> Result<(), Error> {
+    pub async fn fail(self, message: &str, api_calls: u64, actor: &Actor) -> Result<Failure, Error> {
         record_failure(&self.pool, self.run_id, message, api_calls, actor).await
     }
 }
 
-/// Records that a run failed, and gives its lease back, for a run whose [`Run`] went into a failed apply.
-/// A run that is ended already keeps its record.
+/// What became of a run that went wrong, by the database.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Failure {
+    /// Its record says `failed` now. It has changed nothing, and what it may still have under way will change nothing.
+    Recorded,
+    /// Another run has taken its lease over. It has changed nothing.
+    LeaseLost,
+    /// It had ended before, with this status: it was only the answer that did not arrive.
+    EndedBefore(String),
+}
+
+/// Records that a run failed, and gives its lease back, for a run whose [`Run`] went into a failed plan or apply.
+/// A run that is ended already keeps its record, and that is what the answer says then.
+///
+/// What the run still has under way in its plan or apply is waited for, the lease being locked by it: [`LEASE_TTL`] or a
+/// little more, if it has gone silent.
+// INVARIANT: an apply whose failure is recorded is not committed later (held by the tests in
+// `crates/dir-sync/tests/answer_lost.rs`). It has the lease row locked until its end, and that is waited for here
+// before anything is recorded; one that has not come to that lock finds the lease gone.
 ///
 /// # Errors
 /// [`Error::Database`] if not even this could be written; the lease then ends by itself.
@@ -177,7 +182,7 @@ pub async fn record_failure(
     message: &str,
     api_calls: u64,
     actor: &Actor,
-) -> Result<(), Error> {
+) -> Result<Failure, Error> {
     let mut attempts = 0;
     loop {
         match try_record_failure(pool, run_id, message, api_calls, actor).await {
@@ -194,25 +199,43 @@ async fn try_record_failure(
     message: &str,
     api_calls: u64,
     actor: &Actor,
-) -> Result<(), Error> {
+) -> Result<Failure, Error> {
     let mut tx = pool.begin().await?;
     let closing = Closing { status: "failed", hash: None, counts: None, message: Some(message), api_calls };
-    if let Some(directory) = close(&mut tx, run_id, &closing).await? {
+    let closed = close(&mut tx, run_id, &closing).await?;
+    let failure = if let Some(directory) = closed.directory {
         let detail = serde_json::json!({"run_id": run_id, "status": "failed", "message": shorten(&storable(message), ERROR_LIMIT)});
         let record = Record::new("directory.sync", Outcome::Failed).target(&directory).detail(detail);
         audit::record(&mut *tx, actor, &record).await?;
-    }
+        if closed.had_lease { Failure::Recorded } else { Failure::LeaseLost }
+    } else {
+        let status = sqlx::query_scalar!("select status from authz.sync_runs where run_id = $1", run_id);
+        match status.fetch_one(&mut *tx).await? {
+            status if status == "abandoned" => Failure::LeaseLost,
+            status => Failure::EndedBefore(status),
+        }
+    };
     tx.commit().await?;
-    Ok(())
+    Ok(failure)
 }
 
-/// Writes the end of a run into its record, empties its staging area and gives the lease back. Returns the
-/// directory's name, or nothing if the run had ended before.
+/// What the end of a run found.
+pub(super) struct Closed {
+    /// The directory's name, unless the run had ended before.
+    directory: Option<String>,
+    /// Whether the lease was still the run's.
+    had_lease: bool,
+}
+
+/// Writes the end of a run into its record, unless it has one, empties its staging area and gives the lease back.
 pub(super) async fn close(
     tx: &mut PgConnection,
     run_id: i64,
     closing: &Closing<'_>,
-) -> Result<Option<String>, Error> {
+) -> Result<Closed, Error> {
+    // First, because an apply has it locked before all else.
+    let given_back =
+        sqlx::query!("delete from authz.sync_leases where run_id = $1", run_id).execute(&mut *tx).await?;
     let directory = sqlx::query_scalar!(
         r#"
         update authz.sync_runs r
@@ -231,8 +254,7 @@ pub(super) async fn close(
     .fetch_optional(&mut *tx)
     .await?;
     clear(&mut *tx, &[run_id]).await?;
-    sqlx::query!("delete from authz.sync_leases where run_id = $1", run_id).execute(&mut *tx).await?;
-    Ok(directory)
+    Ok(Closed { directory, had_lease: given_back.rows_affected() > 0 })
 }
 
 impl Drop for Run {
@@ -338,7 +360,7 @@ async fn try_acquire(pool: &PgPool, directory_id: i32, source: &str) -> Result<O
     Ok(Some(run_id))
 }
 
-fn has_code(error: &sqlx::Error, wanted: &str) -> bool {
+pub(super) fn has_code(error: &sqlx::Error, wanted: &str) -> bool {
     error.as_database_error().and_then(sqlx::error::DatabaseError::code).is_some_and(|code| code == wanted)
 }
 

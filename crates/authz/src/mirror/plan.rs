@@ -71,6 +71,12 @@ impl Planned {
         &self.plan
     }
 
+    /// The number of the run that made it.
+    #[must_use]
+    pub const fn run_id(&self) -> i64 {
+        self.run.id()
+    }
+
     /// What interrupts the apply.
     #[must_use]
     pub fn interrupt(&self) -> Interrupt {

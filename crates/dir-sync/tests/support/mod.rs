@@ -7,6 +7,7 @@ mod keyless;
 mod mirror;
 mod org;
 mod program;
+mod proxy;
 mod workspace;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ pub(crate) use self::change::{changed, with_changing_parts};
 pub(crate) use self::mirror::Mirror;
 pub(crate) use self::org::Org;
 pub(crate) use self::program::{Outcome, Program, Running};
+pub(crate) use self::proxy::{Proxy, Way};
 pub(crate) use self::workspace::{Workspace, workspace};
 
 /// The directory of every test that needs only one.
