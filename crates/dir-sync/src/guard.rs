@@ -7,7 +7,7 @@ use authz::mirror::Plan;
 use serde::Serialize;
 
 /// How much may go at once: a share of what is there, or a number, whichever is more. The number alone never lets more
-/// than half go, so that it protects a directory of ten people too.
+/// than half go, rounded up, so that it protects a directory of ten people too.
 ///
 /// ```
 /// use dir_sync::guard::Limit;
@@ -25,7 +25,7 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// At most `percent` of what is there, and always `floor`, but not more than half by that.
+    /// At most `percent` of what is there, and always `floor`, but not more than half by that, rounded up.
     #[must_use]
     pub const fn new(percent: u8, floor: u64) -> Self {
         Self { percent, floor }
@@ -34,7 +34,7 @@ impl Limit {
     /// How many of `there` may go.
     #[must_use]
     pub fn of(self, there: u64) -> u64 {
-        self.share(there).max(self.floor.min(there / 2))
+        self.share(there).max(self.floor.min(there.div_ceil(2)))
     }
 
     /// How many of the `there` members of one group may go: the number counts in full, since a group of two that is
@@ -88,7 +88,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// A tenth; in small directories three users, three groups, ten memberships, but not more than half. Of one group
+    /// A tenth; in small directories three users, three groups, ten memberships, but not more than half, rounded up. Of one group
     /// half the members; of a small group five.
     fn default() -> Self {
         Self {
@@ -303,7 +303,7 @@ mod tests {
     #[test]
     fn number_lets_at_most_half_go() {
         let limit = Limit::new(10, 10);
-        assert_eq!([0, 1, 2, 3, 10, 19, 20, 100, 101].map(|n| limit.of(n)), [0, 0, 1, 1, 5, 9, 10, 10, 10]);
+        assert_eq!([0, 1, 2, 3, 10, 19, 20, 100, 101].map(|n| limit.of(n)), [0, 1, 1, 2, 5, 10, 10, 10, 10]);
         assert_eq!(Limit::new(100, 0).of(3), 3, "a share is meant as it is written");
         let group = Limits::default().members_of_group;
         assert_eq!([1, 6, 10, 13].map(|n| group.of_group(n)), [5, 5, 5, 6]);
