@@ -294,8 +294,13 @@ async fn month_goes_only_once_it_is_sealed() {
             let auditor = auditor.clone();
             async move { assert_kept(&auditor, drop).await }
         });
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        assert!(!waiting.is_finished());
+        let waits = "select count(*) from pg_stat_activity
+                     where datname = current_database() and wait_event_type = 'Lock' and query like '%drop_audit_months%'";
+        until("the drop waits", async || {
+            assert!(!waiting.is_finished());
+            number(&pool, waits).await == 1
+        })
+        .await;
         tx.commit().await.unwrap();
         waiting.await.unwrap();
         spoil(&pool, &["delete from authz.audit_log where action = 'late'"]).await;
