@@ -17,7 +17,7 @@ mod world;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dir_sync::crawl::{CrawlOptions, crawl};
+use dir_sync::crawl::{Batch, CrawlOptions, crawl};
 use dir_sync::guard::{Limit, Limits};
 use dir_sync::{DirectorySync, Options, Report, Status};
 use sqlx::PgPool;
@@ -68,7 +68,7 @@ async fn sync(pool: &PgPool, world: World) -> (Duration, Report) {
 /// A crawl whose pages go nowhere: the part of a run that is the source's.
 async fn crawl_alone(world: World) -> Duration {
     let started = Instant::now();
-    let (pages, mut batches) = mpsc::channel(32);
+    let (pages, mut batches) = mpsc::channel::<Batch>(32);
     let crawled = tokio::join!(crawl(Arc::new(world), CrawlOptions::default(), pages), async {
         while batches.recv().await.is_some() {}
     });

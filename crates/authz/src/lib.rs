@@ -20,10 +20,12 @@ pub mod grant;
 
 pub mod audit;
 
+mod begin;
 mod check;
 
 mod explain;
 
+mod lent;
 mod list;
 
 pub mod permit;
@@ -41,6 +43,7 @@ mod unregistered;
 #[cfg(feature = "tower")]
 pub mod web;
 
+pub use begin::{Begin, Beginning};
 pub use check::{check, check_many, check_many_by_sub};
 pub use decision::{Allow, Decision, Denial, Deny, DenyReason, Holder, MatchedGrant, Revision, Verdict};
 pub use error::Error;

@@ -21,12 +21,15 @@ mod remember;
 mod report;
 mod stage;
 mod stage_members;
+mod users;
 
 pub use history::{Freshness, Holder, RunRecord, freshness, holder, missing_privileges, runs};
 pub use lease::{Failure, HEARTBEAT_EVERY, Interrupt, LEASE_TTL, Run, record_failure};
+pub use members::StagedMembers;
 pub use plan::{PlanOptions, Planned};
 pub use report::{
     ActionChange, ActionChanges, Change, Conflict, Counts, GroupChange, MembershipChange, Plan, SHOWN,
     SHOWN_ACTIONS, Shrinking, Tally, Totals, UserChange,
 };
 pub use stage::{StagedGroup, StagedMember, StagedUser};
+pub use users::StagedUsers;

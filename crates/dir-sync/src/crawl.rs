@@ -159,12 +159,14 @@ pub enum CrawlError {
 /// Without failures it asks for each page once and for nothing else. A group whose members cannot be listed does not
 /// stop the others.
 ///
+/// A [`Batch`] becomes what the receiver takes before it is sent, in the task of the crawl.
+///
 /// # Errors
 /// [`CrawlError`] if the users or groups are not complete, if the directory refuses us, or if the receiver is gone.
-pub async fn crawl(
+pub async fn crawl<P: From<Batch> + Send>(
     source: Arc<dyn Source>,
     options: CrawlOptions,
-    pages: mpsc::Sender<Batch>,
+    pages: mpsc::Sender<P>,
 ) -> Result<Crawl, CrawlError> {
     let calls_before = source.calls();
     let concurrency = options.concurrency.max(1);
@@ -249,18 +251,18 @@ struct GroupIds {
     left_out: u64,
 }
 
-struct Run<'a> {
+struct Run<'a, P> {
     source: &'a dyn Source,
     permits: Semaphore,
     concurrency: usize,
     filter: &'a GroupFilter,
-    pages: mpsc::Sender<Batch>,
+    pages: mpsc::Sender<P>,
     progress: watch::Sender<Progress>,
 }
 
-impl Run<'_> {
+impl<P: From<Batch> + Send> Run<'_, P> {
     async fn send(&self, batch: Batch) -> Result<(), CrawlError> {
-        self.pages.send(batch).await.map_err(|_| CrawlError::ReceiverGone)
+        self.pages.send(batch.into()).await.map_err(|_| CrawlError::ReceiverGone)
     }
 
     async fn list_users(&self) -> Result<u64, CrawlError> {

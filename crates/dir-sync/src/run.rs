@@ -13,12 +13,12 @@ use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::crawl::{Batch, Crawl, CrawlOptions, Progress, crawl};
+use crate::crawl::{Crawl, CrawlOptions, Progress, crawl};
 use crate::filter::GroupFilter;
 use crate::guard::{Limits, admit};
 use crate::report::{Report, Status};
 use crate::source::{Source, error_chain};
-use crate::stage::{Met, stage};
+use crate::stage::{Met, Page, stage};
 use crate::stop::{Reason, Stop};
 
 /// Pages that may wait for the database before the crawl has to wait too.
@@ -264,7 +264,9 @@ impl DirectorySync {
             reason = self.options.stop.wanted() => {
                 let error = RunError::Stopped(reason);
                 if let Ok(Ok(run)) = tokio::time::timeout(TAKING_A_LEASE, beginning).await {
-                    self.record_failure(run.id(), &error).await;
+                    let run_id = run.id();
+                    drop(run);
+                    self.record_failure(run_id, &error).await;
                 }
                 Err(error)
             }
@@ -322,7 +324,7 @@ impl DirectorySync {
     }
 
     async fn crawl(&self, run: &Run) -> Result<(Crawl, Met), RunError> {
-        let (sender, batches) = mpsc::channel::<Batch>(WAITING_PAGES);
+        let (sender, batches) = mpsc::channel::<Page>(WAITING_PAGES);
         let options = CrawlOptions {
             concurrency: self.options.concurrency,
             filter: self.options.filter.clone(),

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use authz::group::Role;
-use authz::mirror::{Run, StagedGroup, StagedMember, StagedUser};
+use authz::mirror::{Run, StagedGroup, StagedMember, StagedMembers, StagedUser, StagedUsers};
 use authz::{GroupName, UserName};
 use tokio::sync::mpsc;
 
@@ -17,39 +17,72 @@ pub(crate) struct Met {
     pub foreign_everyone: u64,
 }
 
-/// Takes batches until the crawl ends, and stages them.
+/// A [`Batch`] as it is staged, made by the task that reads it: text that one task takes from the other piece by piece
+/// took longer than all else that becomes of it.
+pub(crate) enum Page {
+    Users(StagedUsers),
+    Groups(Vec<StagedGroup>),
+    Members {
+        group_id: String,
+        members: StagedMembers,
+        /// The customers whose everyone is a member.
+        everyone_of: Vec<String>,
+    },
+    Listed {
+        group_id: String,
+    },
+    Restart(Listing),
+}
+
+impl From<Batch> for Page {
+    fn from(batch: Batch) -> Self {
+        match batch {
+            Batch::Users(users) => Self::Users(users.into_iter().map(user).collect()),
+            Batch::Groups(groups) => Self::Groups(groups.into_iter().map(group).collect()),
+            Batch::Members { group_id, members } => {
+                let everyone = members.iter().filter(|member| member.kind == MemberKind::Customer);
+                let everyone_of = everyone.map(|member| member.id.clone()).collect();
+                Self::Members {
+                    group_id,
+                    members: members.into_iter().filter_map(member).collect(),
+                    everyone_of,
+                }
+            }
+            Batch::Listed { group_id } => Self::Listed { group_id },
+            Batch::Restart(listing) => Self::Restart(listing),
+        }
+    }
+}
+
+/// Takes pages until the crawl ends, and stages them.
 ///
 /// # Errors
 /// [`authz::Error`] if the database does not take them; the crawl then ends because nobody listens.
 pub(crate) async fn stage(
     run: &Run,
-    mut batches: mpsc::Receiver<Batch>,
+    mut pages: mpsc::Receiver<Page>,
     include_external: bool,
     customer_id: impl Fn() -> Option<String>,
 ) -> Result<Met, authz::Error> {
     // "Everyone" members wait for the end: only then it is certain which customer is the directory's own.
     let mut everyone: HashMap<String, Everyone> = HashMap::new();
-    while let Some(batch) = batches.recv().await {
-        match batch {
-            Batch::Users(users) => run.stage_users(&users.into_iter().map(user).collect::<Vec<_>>()).await?,
-            Batch::Groups(groups) => {
-                run.stage_groups(&groups.into_iter().map(group).collect::<Vec<_>>()).await?;
-            }
-            Batch::Members { group_id, members } => {
-                let customers = members.iter().filter(|member| member.kind == MemberKind::Customer);
-                for customer in customers {
-                    everyone.entry(group_id.clone()).or_default().of.push(customer.id.clone());
+    while let Some(page) = pages.recv().await {
+        match page {
+            Page::Users(users) => run.stage_users(users).await?,
+            Page::Groups(groups) => run.stage_groups(&groups).await?,
+            Page::Members { group_id, members, everyone_of } => {
+                if !everyone_of.is_empty() {
+                    everyone.entry(group_id.clone()).or_default().of.extend(everyone_of);
                 }
-                run.stage_members(&group_id, &members.into_iter().filter_map(member).collect::<Vec<_>>())
-                    .await?;
+                run.stage_members(&group_id, members).await?;
             }
-            Batch::Listed { group_id } => match everyone.get_mut(&group_id) {
+            Page::Listed { group_id } => match everyone.get_mut(&group_id) {
                 Some(waiting) => waiting.listed = true,
                 None => run.finish_members(&group_id, include_external).await?,
             },
-            Batch::Restart(Listing::Users) => run.restart_users().await?,
-            Batch::Restart(Listing::Groups) => run.restart_groups().await?,
-            Batch::Restart(Listing::Members { group_id }) => {
+            Page::Restart(Listing::Users) => run.restart_users().await?,
+            Page::Restart(Listing::Groups) => run.restart_groups().await?,
+            Page::Restart(Listing::Members { group_id }) => {
                 everyone.remove(&group_id);
                 run.restart_members(&group_id).await?;
             }
@@ -60,7 +93,7 @@ pub(crate) async fn stage(
     for (group_id, Everyone { of, .. }) in everyone.into_iter().filter(|(_, everyone)| everyone.listed) {
         for customer in of {
             if ours.as_ref() == Some(&customer) {
-                run.stage_members(&group_id, &[StagedMember::Everyone]).await?;
+                run.stage_members(&group_id, StagedMembers::from_iter([StagedMember::Everyone])).await?;
             } else {
                 met.foreign_everyone += 1;
             }

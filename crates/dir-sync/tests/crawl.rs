@@ -422,7 +422,7 @@ async fn member_of_an_unknown_type_is_counted_and_sent() {
 
 #[tokio::test]
 async fn crawl_ends_when_nobody_takes_its_pages() {
-    let (pages, batches) = mpsc::channel(1);
+    let (pages, batches) = mpsc::channel::<Batch>(1);
     drop(batches);
     let result = crawl(Arc::new(directory()), CrawlOptions::default(), pages).await;
     assert!(matches!(result, Err(CrawlError::ReceiverGone)));

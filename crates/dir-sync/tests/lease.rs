@@ -5,7 +5,9 @@
 mod support;
 
 use authz::group::Role;
-use authz::mirror::{Failure, PlanOptions, Planned, Run, StagedGroup, StagedMember, StagedUser};
+use authz::mirror::{
+    Failure, PlanOptions, Planned, Run, StagedGroup, StagedMember, StagedMembers, StagedUser, StagedUsers,
+};
 use authz::{Error, GroupName, UserName};
 use sqlx::PgPool;
 
@@ -35,11 +37,13 @@ async fn stage_called(run: &Run, display_name: &str, outsiders: usize) {
         description: String::new(),
     };
     let member = |id: &str| StagedMember::User { external_id: id.to_owned(), name: None, role: Role::Member };
-    run.stage_users(&[user("1", "ada@example.com"), user("2", "bo@example.com")]).await.unwrap();
+    run.stage_users(StagedUsers::from_iter([user("1", "ada@example.com"), user("2", "bo@example.com")]))
+        .await
+        .unwrap();
     run.stage_groups(&[group]).await.unwrap();
-    run.stage_members("g", &[member("1"), member("2")]).await.unwrap();
-    let outsiders: Vec<_> = (0..outsiders).map(|n| member(&format!("x{n}"))).collect();
-    run.stage_members("g", &outsiders).await.unwrap();
+    run.stage_members("g", StagedMembers::from_iter([member("1"), member("2")])).await.unwrap();
+    let outsiders = (0..outsiders).map(|n| member(&format!("x{n}")));
+    run.stage_members("g", outsiders.collect()).await.unwrap();
     run.finish_members("g", false).await.unwrap();
 }
 
@@ -110,7 +114,7 @@ async fn two_directories_are_synced_at_once() {
         display_name: String::new(),
         suspended: false,
     };
-    second.stage_users(&[other]).await.unwrap();
+    second.stage_users(StagedUsers::from_iter([other])).await.unwrap();
     apply(plan(second).await).await;
     apply(plan(first).await).await;
     let rows = number(
@@ -236,6 +240,12 @@ async fn staging_lost_in_a_crash_is_not_absence() {
         // Other users than before, or they would not be staged; so many members that they do not wait for the plan.
         stage_called(&run, "changed", 40_000).await;
         let run_id = run.id();
+        // Users wait for those of the mirror to be read; whatever comes then takes them along.
+        until("the users are staged", async || {
+            run.stage_users(StagedUsers::default()).await.unwrap();
+            number(&pool, "select count(*) from authz.sync_stage_users").await == 2
+        })
+        .await;
         execute(&pool, lost).await;
         let (run, error) = run.plan(PlanOptions::default()).await.unwrap_err();
         assert!(matches!(error, Error::StagingLost { run_id: id } if id == run_id), "{lost}: {error}");

@@ -5,14 +5,14 @@ use std::sync::atomic::Ordering;
 
 use super::Run;
 use super::known::KnownUsers;
-use super::members::Members;
+use super::members::StagedMembers;
 use crate::error::Error;
 use crate::group::Role;
 
 /// A listing to compare.
 pub(super) struct Listing {
     pub(super) group: String,
-    pub(super) members: Members,
+    pub(super) members: StagedMembers,
 }
 
 /// What of a listing the mirror does not have, and has besides.
@@ -75,7 +75,7 @@ impl Run {
 
 /// Takes out of `members` those that are `present` just so. Members that are no users of the directory's mirror stay in
 /// it, and so do groups: the plan looks at them.
-fn differences(members: &mut Members, mut present: Vec<i64>, users: &KnownUsers) -> Differences {
+fn differences(members: &mut StagedMembers, mut present: Vec<i64>, users: &KnownUsers) -> Differences {
     present.sort_unstable();
     let mut met = vec![false; present.len()];
     let mut same = 0;
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn only_what_came_changed_or_went_is_left() {
         let users = KnownUsers::of(&[(1, "a"), (2, "b"), (3, "c"), (4, "d"), (5, "e")]);
-        let mut members = Members::default();
+        let mut members = StagedMembers::default();
         for (id, role) in
             [("a", Role::Member), ("b", Role::Owner), ("d", Role::Member), ("stranger", Role::Member)]
         {

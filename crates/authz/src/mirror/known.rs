@@ -5,10 +5,12 @@ use std::hash::{BuildHasher, RandomState};
 
 use futures_util::TryStreamExt;
 use hashbrown::HashTable;
-use sqlx::PgPool;
+use sqlx::{Connection, PgPool};
+use tokio::task::JoinHandle;
 
-use super::stage::StagedUser;
+use super::users::ListedUser;
 use crate::error::Error;
+use crate::lent::Lent;
 use crate::snapshot::copy::Rows;
 
 /// The users of a directory by all that a listing says of them, and which of them were listed so far.
@@ -18,6 +20,32 @@ pub(super) struct KnownUsers {
     users: HashTable<Known>,
     /// Users without an id of the directory's, who are never listed.
     without_id: Vec<i64>,
+}
+
+/// Users that are being read beside what else the run does; dropped, it ends.
+pub(super) struct Reading(JoinHandle<Result<KnownUsers, Error>>);
+
+impl Reading {
+    /// Begins.
+    pub(super) fn begin(pool: &PgPool, directory_id: i32) -> Self {
+        let pool = pool.clone();
+        Self(tokio::spawn(async move { KnownUsers::load(&pool, directory_id).await }))
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// Waits for them.
+    pub(super) async fn end(mut self) -> Result<KnownUsers, Error> {
+        (&mut self.0).await.map_err(|_| sqlx::Error::WorkerCrashed)?
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 /// A user of the mirror by keyed hashes, since there are many.
@@ -59,7 +87,8 @@ impl KnownUsers {
     /// Reads them.
     pub(super) async fn load(pool: &PgPool, directory_id: i32) -> Result<Self, Error> {
         let mut known = Self::default();
-        let mut tx = pool.begin().await?;
+        let mut connection = Lent::from(pool).await?;
+        let mut tx = connection.begin().await?;
         // `copy` takes no parameters.
         sqlx::query!(
             r#"select set_config('authz.sync_directory', $1, true) as "set!""#,
@@ -87,6 +116,7 @@ impl KnownUsers {
         }
         rows.end()?;
         tx.commit().await?;
+        connection.give_back();
         Ok(known)
     }
 
@@ -119,12 +149,12 @@ impl KnownUsers {
     }
 
     /// Whether the mirror has the user just as listed; notes that it was seen.
-    pub(super) fn sees(&mut self, user: &StagedUser) -> bool {
-        let Some(name) = &user.name else { return false };
+    pub(super) fn sees(&mut self, user: &ListedUser<'_>) -> bool {
+        let Some(name) = user.name else { return false };
         let status = if user.suspended { "suspended" } else { "active" };
-        let print = self.hasher.of_id(&user.external_id);
-        let name = self.hasher.of_name(name.as_str());
-        let rest = self.hasher.of_rest(&user.display_name, status);
+        let print = self.hasher.of_id(user.external_id);
+        let name = self.hasher.of_name(name);
+        let rest = self.hasher.of_rest(user.display_name, status);
         let same = |known: &Known| (known.print, known.name, known.rest) == (print, name, rest);
         self.users.find_mut(place(print), same).is_some_and(|known| !std::mem::replace(&mut known.seen, true))
     }
@@ -170,11 +200,9 @@ pub(super) async fn load_digests(pool: &PgPool, directory_id: i32) -> Result<Kno
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::name::UserName;
 
-    fn user(id: &str, display_name: &str, suspended: bool) -> StagedUser {
-        let name = UserName::parse(&format!("{id}@example.com")).ok();
-        StagedUser { external_id: id.to_owned(), name, display_name: display_name.to_owned(), suspended }
+    fn user<'a>(id: &'a str, name: &'a str, display_name: &'a str, suspended: bool) -> ListedUser<'a> {
+        ListedUser { external_id: id, name: Some(name), display_name, suspended }
     }
 
     fn known(users: &[(i64, &str, &str)]) -> KnownUsers {
@@ -188,9 +216,11 @@ mod tests {
     #[test]
     fn only_a_user_that_is_the_same_in_all_is_seen() {
         let mut known = known(&[(1, "a", "active"), (2, "b", "suspended"), (3, "c", "active")]);
-        assert!(known.sees(&user("a", "", false)) && known.sees(&user("b", "", true)));
-        assert!(!known.sees(&user("c", "other", false)) && !known.sees(&user("c", "", true)));
-        assert!(!known.sees(&StagedUser { name: None, ..user("c", "", false) }));
+        let [a, b, c] = ["a@example.com", "b@example.com", "c@example.com"];
+        assert!(known.sees(&user("a", a, "", false)) && known.sees(&user("b", b, "", true)));
+        assert!(!known.sees(&user("c", c, "other", false)) && !known.sees(&user("c", c, "", true)));
+        assert!(!known.sees(&user("c", a, "", false)) && !known.sees(&user("d", c, "", false)));
+        assert!(!known.sees(&ListedUser { name: None, ..user("c", c, "", false) }));
         assert_eq!(known.unseen(), [3]);
         known.forget();
         let mut unseen = known.unseen();

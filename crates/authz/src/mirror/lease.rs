@@ -10,10 +10,12 @@ use sqlx::{PgConnection, PgPool};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::known::Reading;
 use super::stage::storable;
 use super::stage_members::Staging;
 use crate::audit::line::{ERROR_LIMIT, shorten};
 use crate::audit::{self, Actor, Outcome, Record};
+use crate::begin;
 use crate::error::Error;
 use crate::name::DirectoryName;
 
@@ -115,7 +117,7 @@ impl Run {
             directory_id,
             customer_id,
             staged: Arc::default(),
-            staging: tokio::sync::Mutex::default(),
+            staging: tokio::sync::Mutex::new(Staging::reading(Reading::begin(pool, directory_id))),
             heartbeat,
             backend: Arc::default(),
             lost,
@@ -148,7 +150,9 @@ impl Run {
     ///
     /// # Errors
     /// [`Error::Database`] if not even this could be written; the lease then ends by itself.
-    pub async fn fail(self, message: &str, api_calls: u64, actor: &Actor) -> Result<Failure, Error> {
+    pub async fn fail(mut self, message: &str, api_calls: u64, actor: &Actor) -> Result<Failure, Error> {
+        // It may have the last connection of the pool.
+        self.staging.get_mut().stop_reading();
         record_failure(&self.pool, self.run_id, message, api_calls, actor).await
     }
 }
@@ -200,7 +204,7 @@ async fn try_record_failure(
     api_calls: u64,
     actor: &Actor,
 ) -> Result<Failure, Error> {
-    let mut tx = pool.begin().await?;
+    let mut tx = begin::on(pool).await?;
     let closing = Closing { status: "failed", hash: None, counts: None, message: Some(message), api_calls };
     let closed = close(&mut tx, run_id, &closing).await?;
     let failure = if let Some(directory) = closed.directory {
@@ -322,7 +326,7 @@ async fn acquire(
 }
 
 async fn try_acquire(pool: &PgPool, directory_id: i32, source: &str) -> Result<Option<i64>, Error> {
-    let mut tx = pool.begin().await?;
+    let mut tx = begin::on(pool).await?;
     // A run that applies has the row locked; one that was killed meanwhile lets go when the server notices.
     sqlx::query!(
         r#"select set_config('lock_timeout', $1, true) as "t!""#,

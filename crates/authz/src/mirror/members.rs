@@ -7,9 +7,10 @@ use super::stage::StagedMember;
 use crate::group::Role;
 use crate::name::UserName;
 
-/// The members of one group, or of several when they are ready for the database.
+/// Direct members of a group: a page of its listing, or all of it. Pack a page where it was read, so that what goes from
+/// thread to thread is few pieces of memory and not millions.
 #[derive(Debug, Default)]
-pub(super) struct Members {
+pub struct StagedMembers {
     text: String,
     rows: Vec<Row>,
 }
@@ -45,7 +46,17 @@ pub(super) struct Staged<'a> {
     pub(super) role: &'static str,
 }
 
-impl Members {
+impl FromIterator<StagedMember> for StagedMembers {
+    fn from_iter<I: IntoIterator<Item = StagedMember>>(members: I) -> Self {
+        let mut packed = Self::default();
+        for member in members {
+            packed.push(&member);
+        }
+        packed
+    }
+}
+
+impl StagedMembers {
     /// Adds a member.
     pub(super) fn push(&mut self, member: &StagedMember) {
         let (kind, id, name, role) = match member {
@@ -70,6 +81,19 @@ impl Members {
             u16::try_from(name.len()).ok()
         });
         self.rows.push(Row { start, id, name, kind, role });
+    }
+
+    /// Adds a page.
+    pub(super) fn append(&mut self, page: Self) {
+        if self.rows.is_empty() {
+            *self = page;
+            return;
+        }
+        // As above.
+        let Ok(before) = u32::try_from(self.text.len()) else { return };
+        self.text.push_str(&page.text);
+        let moved = |row: Row| Row { start: row.start.saturating_add(before), ..row };
+        self.rows.extend(page.rows.into_iter().map(moved));
     }
 
     pub(super) fn len(&self) -> usize {
@@ -166,9 +190,9 @@ mod tests {
     }
 
     fn digest(members: &[StagedMember]) -> Option<[u8; 32]> {
-        let mut packed = Members::default();
-        for member in members {
-            packed.push(member);
+        let mut packed = StagedMembers::default();
+        for page in members.chunks(2) {
+            packed.append(page.iter().cloned().collect());
         }
         packed.settle();
         packed.digest(false)
@@ -197,7 +221,7 @@ mod tests {
 
     #[test]
     fn external_members_let_in_or_not_is_part_of_the_digest() {
-        let packed = Members::default();
+        let packed = StagedMembers::default();
         assert_ne!(packed.digest(false), packed.digest(true));
     }
 

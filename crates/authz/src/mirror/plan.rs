@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use super::plan_summary::count;
 use super::report::{Plan, Totals};
 use super::{Interrupt, LEASE_TTL, Run, plan_memberships};
+use crate::begin;
 use crate::error::Error;
 
 /// From so many staged rows on, tables are joined as a whole.
@@ -113,7 +114,7 @@ impl Run {
         if self.staged.differences() > 0 {
             sqlx::query!("select authz.analyze_staging()").fetch_one(&self.pool).await?;
         }
-        let mut tx = self.pool.begin().await?;
+        let mut tx = begin::on(&self.pool).await?;
         self.prepare_session(&mut tx).await?;
         self.hold_lease(&mut tx).await?;
         self.heartbeat.abort(); // from here on the lock is the sign of life

@@ -3,9 +3,16 @@
 use std::sync::atomic::Ordering;
 
 use super::Run;
+use super::stage_members::Staging;
+use super::users::{ListedUser, StagedUsers};
 use crate::error::Error;
 use crate::group::Role;
 use crate::name::{GroupName, UserName};
+
+/// Pages of users that may wait until the mirror's users are read.
+const WAITING_PAGES: usize = 64;
+/// So many users go to the database at once.
+const AT_ONCE: usize = 1024;
 
 /// A user as the directory lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,18 +66,38 @@ impl Run {
     ///
     /// # Errors
     /// [`Error::Database`] if the database does not answer.
-    pub async fn stage_users(&self, users: &[StagedUser]) -> Result<(), Error> {
+    pub async fn stage_users(&self, users: StagedUsers) -> Result<(), Error> {
         let mut staging = self.staging.lock().await;
-        let known = self.known_users(&mut staging).await?;
-        let (same, staged): (Vec<_>, Vec<_>) = users.iter().partition(|user| known.sees(user));
-        self.staged.same_users.fetch_add(same.len() as u64, Ordering::Relaxed);
-        if staged.is_empty() {
+        staging.waiting_users.push(users);
+        if staging.reads_users() && staging.waiting_users.len() < WAITING_PAGES {
             return Ok(());
         }
-        let ids: Vec<_> = staged.iter().map(|u| storable(&u.external_id)).collect();
-        let names: Vec<_> = staged.iter().map(|u| u.name.as_ref().map(ToString::to_string)).collect();
-        let display_names: Vec<_> = staged.iter().map(|u| storable(&u.display_name)).collect();
-        let suspended: Vec<_> = staged.iter().map(|u| u.suspended).collect();
+        self.take_in_users(&mut staging).await
+    }
+
+    /// Compares the pages that wait with the mirror.
+    pub(super) async fn take_in_users(&self, staging: &mut Staging) -> Result<(), Error> {
+        self.known_users(staging).await?;
+        staging.leave(self.run_id)?;
+        let waiting = std::mem::take(&mut staging.waiting_users);
+        let known = self.known_users(staging).await?;
+        let (mut same, mut staged) = (0, Vec::new());
+        for user in waiting.iter().flat_map(StagedUsers::iter) {
+            if known.sees(&user) { same += 1 } else { staged.push(user) }
+        }
+        self.staged.same_users.fetch_add(same, Ordering::Relaxed);
+        for page in staged.chunks(AT_ONCE) {
+            self.insert_users(page).await?;
+        }
+        staging.arrive();
+        Ok(())
+    }
+
+    async fn insert_users(&self, users: &[ListedUser<'_>]) -> Result<(), Error> {
+        let ids: Vec<_> = users.iter().map(|u| storable(u.external_id)).collect();
+        let names: Vec<_> = users.iter().map(|u| u.name.map(ToOwned::to_owned)).collect();
+        let display_names: Vec<_> = users.iter().map(|u| storable(u.display_name)).collect();
+        let suspended: Vec<_> = users.iter().map(|u| u.suspended).collect();
         let done = sqlx::query!(
             r#"
             insert into authz.sync_stage_users (run_id, external_id, user_name, display_name, suspended)
@@ -125,7 +152,10 @@ impl Run {
             .execute(&self.pool)
             .await?;
         let mut staging = self.staging.lock().await;
-        self.known_users(&mut staging).await?.forget();
+        staging.waiting_users.clear();
+        if let Some(known) = &mut staging.users {
+            known.forget();
+        }
         self.staged.users.store(0, Ordering::Relaxed);
         self.staged.same_users.store(0, Ordering::Relaxed);
         Ok(())

@@ -4,14 +4,14 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use sqlx::postgres::PgPoolCopyExt;
-
 use super::Run;
 use super::compare_members::Listing;
-use super::known::{KnownDigests, KnownUsers, load_digests};
-use super::members::Members;
-use super::stage::{StagedMember, storable};
+use super::known::{KnownDigests, KnownUsers, Reading, load_digests};
+use super::members::StagedMembers;
+use super::stage::storable;
+use super::users::StagedUsers;
 use crate::error::Error;
+use crate::lent::Lent;
 
 /// So many members go to the database at once.
 const AT_ONCE: usize = 8192;
@@ -23,11 +23,16 @@ const AT_MOST: usize = 200_000;
 /// What of a run is in memory.
 #[derive(Default)]
 pub(super) struct Staging {
-    users: Option<KnownUsers>,
+    reading_users: Option<Reading>,
+    pub(super) users: Option<KnownUsers>,
+    /// Pages that came before the mirror's users were read.
+    pub(super) waiting_users: Vec<StagedUsers>,
+    /// While something is neither in here nor in the tables. If it stays so, it is lost.
+    is_between: bool,
     digests: Option<KnownDigests>,
     open: HashMap<String, Open>,
     finished: HashMap<String, Finished>,
-    ready: Vec<(String, Members)>,
+    ready: Vec<(String, StagedMembers)>,
     /// Listings that wait for a look at the mirror.
     to_compare: Vec<Listing>,
 }
@@ -35,7 +40,7 @@ pub(super) struct Staging {
 /// A listing under way.
 #[derive(Default)]
 struct Open {
-    members: Members,
+    members: StagedMembers,
     /// Members that were too many to wait for the end.
     spilled: u64,
 }
@@ -50,6 +55,42 @@ enum Finished {
     Compared { digest: [u8; 32], basis: [u8; 32], same: u64 },
 }
 
+impl Staging {
+    /// The mirror's users are being read from now on.
+    pub(super) fn reading(users: Reading) -> Self {
+        Self { reading_users: Some(users), ..Self::default() }
+    }
+
+    /// From here until [`Self::arrive`], what is taken out of here is not yet in the tables.
+    ///
+    /// INVARIANT: what was taken in and then lost, because the database did not answer or nobody waited for it, is never
+    /// planned without (held by `page_that_is_lost_is_not_absence`).
+    ///
+    /// # Errors
+    /// [`Error::StagingLost`] if something has left and never arrived.
+    pub(super) fn leave(&mut self, run_id: i64) -> Result<(), Error> {
+        if self.is_between {
+            return Err(Error::StagingLost { run_id });
+        }
+        self.is_between = true;
+        Ok(())
+    }
+
+    pub(super) fn arrive(&mut self) {
+        self.is_between = false;
+    }
+
+    /// Nobody will ask for the mirror's users any more.
+    pub(super) fn stop_reading(&mut self) {
+        self.reading_users = None;
+    }
+
+    /// Whether a look at the mirror's users would have to wait for them.
+    pub(super) fn reads_users(&self) -> bool {
+        self.reading_users.as_ref().is_some_and(|reading| !reading.is_finished())
+    }
+}
+
 impl std::fmt::Debug for Staging {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Staging").field("finished", &self.finished.len()).finish_non_exhaustive()
@@ -61,20 +102,14 @@ impl Run {
     ///
     /// # Errors
     /// [`Error::Database`] if the database does not answer.
-    pub async fn stage_members(
-        &self,
-        group_external_id: &str,
-        members: &[StagedMember],
-    ) -> Result<(), Error> {
+    pub async fn stage_members(&self, group_external_id: &str, members: StagedMembers) -> Result<(), Error> {
         let mut staging = self.staging.lock().await;
         let open = &mut staging.open;
         if !open.contains_key(group_external_id) {
             open.insert(group_external_id.to_owned(), Open::default());
         }
         if let Some(listing) = open.get_mut(group_external_id) {
-            for member in members {
-                listing.members.push(member);
-            }
+            listing.members.append(members);
         }
         if open.values().map(|listing| listing.members.len()).sum::<usize>() > AT_MOST
             && let Some((group, longest)) = open.iter_mut().max_by_key(|(_, listing)| listing.members.len())
@@ -96,12 +131,12 @@ impl Run {
     /// [`Error::Database`] if the database does not answer.
     pub async fn finish_members(&self, group_external_id: &str, include_external: bool) -> Result<(), Error> {
         let mut staging = self.staging.lock().await;
-        let Open { mut members, spilled } = staging.open.remove(group_external_id).unwrap_or_default();
-        members.settle();
-        let digest = if spilled == 0 { members.digest(include_external) } else { None };
         if staging.digests.is_none() {
             staging.digests = Some(load_digests(&self.pool, self.directory_id).await?);
         }
+        let Open { mut members, spilled } = staging.open.remove(group_external_id).unwrap_or_default();
+        members.settle();
+        let digest = if spilled == 0 { members.digest(include_external) } else { None };
         let known = staging.digests.as_ref().and_then(|digests| digests.get(group_external_id));
         let group = group_external_id.to_owned();
         let finished = match (digest, known.copied()) {
@@ -198,14 +233,15 @@ impl Run {
         Ok(())
     }
 
-    /// The users of the mirror, read when they are first asked for.
+    /// The users of the mirror, once they are read.
     pub(super) async fn known_users<'a>(
         &self,
         staging: &'a mut Staging,
     ) -> Result<&'a mut KnownUsers, Error> {
-        let users = match staging.users.take() {
-            Some(users) => users,
-            None => KnownUsers::load(&self.pool, self.directory_id).await?,
+        let users = match (staging.users.take(), staging.reading_users.take()) {
+            (Some(users), _) => users,
+            (None, Some(reading)) => reading.end().await?,
+            (None, None) => KnownUsers::load(&self.pool, self.directory_id).await?,
         };
         Ok(staging.users.insert(users))
     }
@@ -219,6 +255,7 @@ impl Run {
             self.restart_members(&group).await?;
         }
         staging = self.staging.lock().await;
+        self.take_in_users(&mut staging).await?;
         self.compare(&mut staging).await?;
         self.flush(&mut staging).await?;
         let unseen = self.known_users(&mut staging).await?.unseen();
@@ -279,10 +316,11 @@ impl Run {
 
     /// Leaves of what waits for it only what the mirror does not have.
     async fn compare(&self, staging: &mut Staging) -> Result<(), Error> {
-        let mut listings = std::mem::take(&mut staging.to_compare);
-        if listings.is_empty() {
+        if staging.to_compare.is_empty() {
             return Ok(());
         }
+        staging.leave(self.run_id)?;
+        let mut listings = std::mem::take(&mut staging.to_compare);
         let users = self.known_users(staging).await?;
         for (group, found) in self.compare_listings(&mut listings, users).await? {
             if let Some(Finished::Compared { same, .. }) = staging.finished.get_mut(&group) {
@@ -291,13 +329,16 @@ impl Run {
         }
         let left = listings.into_iter().filter(|listing| listing.members.len() > 0);
         staging.ready.extend(left.map(|listing| (listing.group, listing.members)));
+        staging.arrive();
         Ok(())
     }
 
     /// Sends what is ready to the staging table, without a key to look up: a listing names nobody twice.
     async fn flush(&self, staging: &mut Staging) -> Result<(), Error> {
+        staging.leave(self.run_id)?;
         let ready = std::mem::take(&mut staging.ready);
         if ready.iter().all(|(_, members)| members.len() == 0) {
+            staging.arrive();
             return Ok(());
         }
         let mut bytes = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
@@ -317,8 +358,8 @@ impl Run {
             }
         }
         bytes.extend((-1_i16).to_be_bytes());
-        let mut copy = self
-            .pool
+        let mut connection = Lent::from(&self.pool).await?;
+        let mut copy = connection
             .copy_in_raw(
                 "copy authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role)
                  from stdin (format binary)",
@@ -326,7 +367,9 @@ impl Run {
             .await?;
         copy.send(bytes).await?;
         let rows = copy.finish().await?;
+        connection.give_back();
         self.staged.members.fetch_add(rows, Ordering::Relaxed);
+        staging.arrive();
         Ok(())
     }
 }

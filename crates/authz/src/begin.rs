@@ -1,0 +1,66 @@
+//! How a transaction begins, so that nobody who is dropped meanwhile leaves one open.
+
+use futures_util::future::BoxFuture;
+use sqlx::pool::PoolConnection;
+use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
+
+/// Where a change is made: on a pool, on a connection, or in a transaction of the caller's, as a savepoint.
+///
+/// sqlx 0.9 forgets a transaction whose beginning was dropped before the server answered
+/// ([sqlx#4385](https://github.com/launchbadge/sqlx/issues/4385)): the pool then lends the session on inside of it, what others write
+/// there is lost, and what they read is old. On a pool a change therefore begins in a task of its own, which comes to its end
+/// whether anybody waits for it or not. For a connection and for a transaction of the caller's nothing can be done from
+/// here: **if a change on one of those is dropped before it is done** (by a timeout, say), do not use it any more.
+/// The same holds for every `begin` of your own.
+pub trait Begin<'c>: sealed::Sealed + Send {
+    /// Begins.
+    #[doc(hidden)]
+    fn begin_whole(self) -> Beginning<'c>;
+}
+
+/// A transaction that begins. Boxed, so that whatever awaits it can go from thread to thread.
+pub type Beginning<'c> = BoxFuture<'c, Result<Transaction<'c, Postgres>, sqlx::Error>>;
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+impl sealed::Sealed for &PgPool {}
+impl sealed::Sealed for &mut PgConnection {}
+impl sealed::Sealed for &mut PoolConnection<Postgres> {}
+impl sealed::Sealed for &mut Transaction<'_, Postgres> {}
+
+impl Begin<'static> for &PgPool {
+    fn begin_whole(self) -> Beginning<'static> {
+        let pool = self.clone();
+        Box::pin(async move { on(&pool).await })
+    }
+}
+
+impl<'c> Begin<'c> for &'c mut PgConnection {
+    fn begin_whole(self) -> Beginning<'c> {
+        Box::pin(self.begin())
+    }
+}
+
+impl<'c> Begin<'c> for &'c mut PoolConnection<Postgres> {
+    fn begin_whole(self) -> Beginning<'c> {
+        Box::pin(self.begin())
+    }
+}
+
+impl<'c> Begin<'c> for &'c mut Transaction<'_, Postgres> {
+    fn begin_whole(self) -> Beginning<'c> {
+        Box::pin(self.begin())
+    }
+}
+
+/// A transaction on a connection of the pool.
+///
+/// INVARIANT: a session goes back to the pool outside of any transaction, wherever its user was dropped (held by the tests in
+/// `tests/cancelled.rs`).
+pub(crate) async fn on(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let pool = pool.clone();
+    // Dropped, the task goes on, and its transaction rolls back.
+    tokio::spawn(async move { pool.begin().await }).await.map_err(|_| sqlx::Error::WorkerCrashed)?
+}

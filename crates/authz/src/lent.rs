@@ -1,0 +1,55 @@
+//! A connection of a pool that goes back to it only if what it was taken for came to its end.
+
+use std::ops::{Deref, DerefMut};
+
+use sqlx::pool::PoolConnection;
+use sqlx::{PgConnection, PgPool, Postgres};
+
+/// A connection that is closed when it is dropped, unless it was [given back](Self::give_back).
+///
+/// For a `COPY`, a lock that is the session's, and a transaction that borrows its connection (see [`begin`](crate::begin)). sqlx 0.9 loses count of the answers where one was dropped, or given up, before its end: the pool takes such a
+/// connection for whole, and it then answers each question with the answer to the one before, or with none.
+///
+/// INVARIANT: a connection on which a copy was not read to its end goes back to no pool (held by the tests in
+/// `tests/cancelled.rs`).
+pub(crate) struct Lent {
+    connection: PoolConnection<Postgres>,
+    is_whole: bool,
+}
+
+impl Lent {
+    /// Takes one out of the pool.
+    ///
+    /// # Errors
+    /// As [`sqlx::Pool::acquire`].
+    pub(crate) async fn from(pool: &PgPool) -> Result<Self, sqlx::Error> {
+        Ok(Self { connection: pool.acquire().await?, is_whole: false })
+    }
+
+    /// All that was asked of it was answered, and the answers were read.
+    pub(crate) fn give_back(mut self) {
+        self.is_whole = true;
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        if !self.is_whole {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+impl Deref for Lent {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.connection
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.connection
+    }
+}
