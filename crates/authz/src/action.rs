@@ -1,8 +1,9 @@
 //! Actions: what can be done. A service registers its own when it starts.
 
-use sqlx::{Acquire, PgExecutor, Postgres};
+use sqlx::PgExecutor;
 
 use crate::audit::{self, Actor};
+use crate::begin::Begin;
 use crate::decision::Revision;
 use crate::error::{Error, constraint};
 use crate::name::ActionName;
@@ -24,7 +25,7 @@ pub struct Registered {
 /// # Errors
 /// [`Error::Database`] if the database does not answer.
 pub async fn register<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     actions: &[(ActionName, &str)],
     actor: &Actor,
 ) -> Result<Revision, Error> {
@@ -52,7 +53,7 @@ pub async fn register<'c>(
 /// # Errors
 /// [`Error::UnknownAction`], or [`Error::ActionInUse`] while a grant names it (patterns such as `workers.*` do not).
 pub async fn unregister<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     action: &ActionName,
     actor: &Actor,
 ) -> Result<Revision, Error> {

@@ -23,7 +23,7 @@ mod verify;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::{Acquire, PgConnection, PgExecutor, Postgres};
+use sqlx::{PgConnection, PgExecutor, Postgres};
 
 pub use history::{Moment, could, who_could};
 pub use line::{DETAIL_LIMIT, TEXT_LIMIT, redact_keys};
@@ -33,6 +33,7 @@ pub use writer::Writer;
 
 use line::Line;
 
+use crate::begin::Begin;
 use crate::decision::Decision;
 use crate::error::Error;
 
@@ -306,10 +307,10 @@ pub(crate) async fn act_as(connection: &mut PgConnection, actor: &Actor) -> Resu
 
 /// A transaction (or a savepoint in the caller's) in which `actor` makes changes.
 pub(crate) async fn begin<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     actor: &Actor,
 ) -> Result<sqlx::Transaction<'c, Postgres>, Error> {
-    let mut tx = connection.begin().await?;
+    let mut tx = connection.begin_whole().await?;
     act_as(&mut tx, actor).await?;
     Ok(tx)
 }

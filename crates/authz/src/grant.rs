@@ -1,9 +1,10 @@
 //! Grants: a user's or group's right to an action, with who gave it, why, and until when.
 
 use chrono::{DateTime, Utc};
-use sqlx::{Acquire, PgExecutor, Postgres};
+use sqlx::PgExecutor;
 
 use crate::audit::{self, Actor};
+use crate::begin::Begin;
 use crate::decision::Revision;
 use crate::error::{Error, constraint};
 use crate::name::{ActionPattern, GroupName, UserName};
@@ -53,7 +54,7 @@ pub struct StandingGrant {
 /// # Errors
 /// [`Error::UnknownUser`], or [`Error::UnknownAction`] if the pattern is an exact action that is not registered.
 pub async fn to_user<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     holder: &UserName,
     grant: &Grant,
     actor: &Actor,
@@ -85,7 +86,7 @@ pub async fn to_user<'c>(
 /// # Errors
 /// [`Error::UnknownGroup`], or [`Error::UnknownAction`] if the pattern is an exact action that is not registered.
 pub async fn to_group<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     holder: &GroupName,
     grant: &Grant,
     actor: &Actor,
@@ -117,7 +118,7 @@ pub async fn to_group<'c>(
 /// # Errors
 /// [`Error::UnknownUser`] or [`Error::NoSuchGrant`].
 pub async fn revoke_from_user<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     holder: &UserName,
     pattern: &ActionPattern,
     actor: &Actor,
@@ -142,7 +143,7 @@ pub async fn revoke_from_user<'c>(
 /// # Errors
 /// [`Error::UnknownGroup`] or [`Error::NoSuchGrant`].
 pub async fn revoke_from_group<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     holder: &GroupName,
     pattern: &ActionPattern,
     actor: &Actor,

@@ -1,8 +1,9 @@
 //! Groups and who is in them. A directory's groups are kept by its sync; local ones by these functions.
 
-use sqlx::{Acquire, PgConnection, PgExecutor, Postgres};
+use sqlx::{PgConnection, PgExecutor};
 
 use crate::audit::{self, Actor};
+use crate::begin::Begin;
 use crate::decision::Revision;
 use crate::error::{Error, constraint};
 use crate::name::{DirectoryName, GroupName, UserName};
@@ -113,7 +114,7 @@ pub async fn list(
 /// # Errors
 /// [`Error::GroupExists`] if a group of that name is there already.
 pub async fn create<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     name: &GroupName,
     description: &str,
     actor: &Actor,
@@ -139,7 +140,7 @@ pub async fn create<'c>(
 /// # Errors
 /// [`Error::UnknownGroup`] or [`Error::OwnedByDirectory`].
 pub async fn delete<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     name: &GroupName,
     actor: &Actor,
 ) -> Result<Revision, Error> {
@@ -160,7 +161,7 @@ pub async fn delete<'c>(
 /// # Errors
 /// [`Error::UnknownGroup`], [`Error::UnknownUser`] or [`Error::OwnedByDirectory`].
 pub async fn add_user<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     group: &GroupName,
     member: &UserName,
     role: Role,
@@ -188,7 +189,7 @@ pub async fn add_user<'c>(
 /// # Errors
 /// [`Error::UnknownGroup`], [`Error::UnknownUser`] or [`Error::OwnedByDirectory`].
 pub async fn remove_user<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     group: &GroupName,
     member: &UserName,
     actor: &Actor,
@@ -208,7 +209,7 @@ pub async fn remove_user<'c>(
 /// # Errors
 /// [`Error::UnknownGroup`], [`Error::OwnedByDirectory`], or [`Error::Cycle`] if `child` already contains `parent`.
 pub async fn add_group<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     parent: &GroupName,
     child: &GroupName,
     actor: &Actor,
@@ -243,7 +244,7 @@ pub async fn add_group<'c>(
 /// # Errors
 /// [`Error::UnknownGroup`] or [`Error::OwnedByDirectory`].
 pub async fn remove_group<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     parent: &GroupName,
     child: &GroupName,
     actor: &Actor,
@@ -266,7 +267,7 @@ pub async fn remove_group<'c>(
 /// # Errors
 /// [`Error::UnknownGroup`], [`Error::UnknownDirectory`] or [`Error::OwnedByDirectory`].
 pub async fn add_everyone<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     group: &GroupName,
     directory: &DirectoryName,
     actor: &Actor,
@@ -289,7 +290,7 @@ pub async fn add_everyone<'c>(
 /// # Errors
 /// [`Error::UnknownGroup`], [`Error::UnknownDirectory`] or [`Error::OwnedByDirectory`].
 pub async fn remove_everyone<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     group: &GroupName,
     directory: &DirectoryName,
     actor: &Actor,

@@ -1,10 +1,12 @@
 //! The tables, brought up to date beside a host application's own migrations.
 
-use sqlx::PgPool;
+use futures_util::future::BoxFuture;
 use sqlx::migrate::Migrator;
+use sqlx::{Acquire, PgPool, Postgres, Transaction};
 
 use crate::audit::era;
 use crate::error::Error;
+use crate::lent::Lent;
 
 /// Our migrations. They live in schema `authz`, their record in `authz._sqlx_migrations` (see `sqlx.toml`).
 static MIGRATOR: Migrator = sqlx::migrate!();
@@ -18,9 +20,27 @@ static MIGRATOR: Migrator = sqlx::migrate!();
 /// [`Error::Migrate`], for instance if the role may not create the schema, or if the database was migrated
 /// by a newer version.
 pub async fn migrate(pool: &PgPool) -> Result<(), Error> {
-    MIGRATOR.run(pool).await?;
+    // The lock is the session's, and an error does not give it back: this connection is closed.
+    MIGRATOR.run(ForMigrator(Lent::from(pool).await?)).await?;
     let mut connection = pool.acquire().await?;
     Ok(era::note(&mut connection).await?)
+}
+
+/// A connection that the migrator takes for itself.
+struct ForMigrator(Lent);
+
+impl<'c> Acquire<'c> for ForMigrator {
+    type Database = Postgres;
+    type Connection = Lent;
+
+    fn acquire(self) -> BoxFuture<'c, Result<Lent, sqlx::Error>> {
+        Box::pin(std::future::ready(Ok(self.0)))
+    }
+
+    /// The migrator begins its transactions on the connection.
+    fn begin(self) -> BoxFuture<'c, Result<Transaction<'c, Postgres>, sqlx::Error>> {
+        Box::pin(std::future::ready(Err(sqlx::Error::BeginFailed)))
+    }
 }
 
 /// How the tables stand to this version of the library.

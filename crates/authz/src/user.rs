@@ -1,8 +1,9 @@
 //! Users: those that a directory lists, and local ones that are kept by hand.
 
-use sqlx::{Acquire, PgConnection, PgExecutor, Postgres};
+use sqlx::{PgConnection, PgExecutor};
 
 use crate::audit::{self, Actor};
+use crate::begin::Begin;
 use crate::decision::Revision;
 use crate::error::{Error, constraint};
 use crate::name::{DirectoryName, UserName};
@@ -122,7 +123,7 @@ pub async fn list(
 /// # Errors
 /// [`Error::UserExists`] if a user of that name is there already.
 pub async fn create<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     name: &UserName,
     display_name: &str,
     actor: &Actor,
@@ -147,7 +148,7 @@ pub async fn create<'c>(
 /// # Errors
 /// [`Error::UnknownUser`] or [`Error::OwnedByDirectory`].
 pub async fn set_suspended<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     name: &UserName,
     suspended: bool,
     actor: &Actor,
@@ -167,7 +168,7 @@ pub async fn set_suspended<'c>(
 /// # Errors
 /// [`Error::UnknownUser`] or [`Error::OwnedByDirectory`].
 pub async fn delete<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     name: &UserName,
     actor: &Actor,
 ) -> Result<Revision, Error> {

@@ -18,6 +18,7 @@ use super::seal::{Checkpoint, Seal, copy_range, micros, moment};
 use super::verify::walk::next_group;
 use super::verify::{Chain, Finding, Mismatch, Problem, Pruned, Trust, entries_of, locate, pruned};
 use crate::error::Error;
+use crate::lent::Lent;
 use crate::snapshot::copy::Field;
 
 /// The form of an export.
@@ -262,10 +263,11 @@ pub async fn export(
     last_seal: Option<i64>,
     out: &mut (impl Write + Send),
 ) -> Result<Exported, Error> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = Lent::from(pool).await?;
     let mut tx = connection.begin_with("begin isolation level repeatable read read only").await?;
     let exported = export_in(&mut tx, first_seal, last_seal, out).await?;
     tx.rollback().await?;
+    connection.give_back();
     Ok(exported)
 }
 

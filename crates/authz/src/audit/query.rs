@@ -28,9 +28,10 @@ use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{Acquire, PgConnection, Postgres};
+use sqlx::PgConnection;
 
 use super::{Entry, EntryRow, Outcome};
+use crate::begin::Begin;
 use crate::error::Error;
 use crate::name::ActionPattern;
 
@@ -182,11 +183,11 @@ impl Query {
     // `page_once_read_never_changes_whatever_commits_when`).
     pub async fn page<'c>(
         &self,
-        connection: impl Acquire<'c, Database = Postgres>,
+        connection: impl Begin<'c>,
         after: Option<Cursor>,
         limit: u32,
     ) -> Result<Page, Error> {
-        let mut tx = connection.begin().await?;
+        let mut tx = connection.begin_whole().await?;
         // Planned for these filters: one plan for all of them would go through the whole trail.
         let horizon = sqlx::query!(
             r#"

@@ -16,6 +16,7 @@ use super::seal::{SigningKey, micros, seal, seals_after};
 use super::verify::{differences, pruned, verify_exports};
 use super::{Actor, Digest, Exported, Trust, act_as, checkpoint};
 use crate::error::Error;
+use crate::lent::Lent;
 
 /// For how many months ahead there is a partition.
 pub const MONTHS_AHEAD: u16 = 3;
@@ -81,8 +82,9 @@ pub async fn prune(
 ) -> Result<Pruning, Error> {
     let before = before.with_day(1).unwrap_or(before);
     make_partitions(pool, MONTHS_AHEAD).await?;
-    let mut connection = pool.acquire().await?;
+    let mut connection = Lent::from(pool).await?;
     if !has_month_before(&mut connection, before).await? {
+        connection.give_back();
         return Ok(Pruning { dropped: Vec::new(), exported: None, file: None, sha256: None });
     }
     seal(pool, key).await?;
@@ -100,18 +102,20 @@ pub async fn prune(
     let sha256 = read_back(&mut connection, &file, &exported).await?;
 
     let tx = connection.begin_with("begin isolation level read committed").await?;
-    match drop_months(tx, before, actor, &exported, &file, sha256).await {
+    let dropped = match drop_months(tx, before, actor, &exported, &file, sha256).await {
         Ok((tx, dropped)) => {
             // Whether a commit that fails took place is not known, so the file stays.
             tx.commit().await?;
-            Ok(Pruning { dropped, exported: Some(exported), file: Some(file), sha256: Some(sha256) })
+            dropped
         }
         Err(error) => {
             // Nothing was dropped, and the next attempt writes these records again.
             let _ = std::fs::remove_file(&file);
-            Err(error)
+            return Err(error);
         }
-    }
+    };
+    connection.give_back();
+    Ok(Pruning { dropped, exported: Some(exported), file: Some(file), sha256: Some(sha256) })
 }
 
 /// The last step of [`prune`], but for its commit.

@@ -47,7 +47,7 @@ pub(super) struct Loaded {
     pub(super) state: State,
 }
 
-/// Loads all, inside a transaction that sees one state throughout.
+/// Loads all, inside a transaction that sees one state throughout, on a connection that is [`Lent`](crate::lent::Lent).
 ///
 /// # Errors
 /// [`Error::Database`], or [`Error::Unreadable`] for what this version does not understand.

@@ -13,6 +13,7 @@ use super::shared::Shared;
 use super::state::State;
 use super::{Options, changes, follow, listen};
 use crate::error::Error;
+use crate::lent::Lent;
 
 /// A poll may take this long, even if the snapshot is to be younger.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
@@ -171,7 +172,7 @@ impl Refresher {
 }
 
 /// One refresh on a connection of the pool. A connection on which anything went wrong is closed: it may hang, and
-/// nobody else should wait for it.
+/// nobody else should wait for it longer than closing takes.
 async fn refresh(
     options: &Options,
     pool: &PgPool,
@@ -180,12 +181,10 @@ async fn refresh(
     kind: &mut Kind,
 ) -> Result<Refreshed, Error> {
     let patience = options.max_staleness.max(LEAST_PATIENCE);
-    let mut connection = within(patience, async { Ok(pool.acquire().await?) }).await?;
-    let refreshed = refresh_on(options, &mut connection, old, model, kind).await;
-    if refreshed.is_err() {
-        drop(connection.detach());
-    }
-    refreshed
+    let mut connection = within(patience, async { Ok(Lent::from(pool).await?) }).await?;
+    let refreshed = refresh_on(options, &mut connection, old, model, kind).await?;
+    connection.give_back();
+    Ok(refreshed)
 }
 
 async fn refresh_on(

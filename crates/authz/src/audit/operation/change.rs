@@ -10,6 +10,7 @@ use sqlx::{PgConnection, PgPool, Postgres, Transaction};
 use super::{OperationError, Template};
 use crate::audit::line::{self, Line, failure, redacted};
 use crate::audit::{self, Actor, Outcome, Writer};
+use crate::begin;
 use crate::error::Error;
 use crate::permit::{Permit, Refusal};
 use crate::service::Authz;
@@ -43,7 +44,7 @@ pub(super) async fn act_as<A>(
 
 /// A transaction whose commit is durable.
 pub(super) async fn begin(authz: &Authz) -> Result<Transaction<'static, Postgres>, Refusal> {
-    let mut tx = authz.pool().begin().await.map_err(Error::from)?;
+    let mut tx = begin::on(authz.pool()).await.map_err(Error::from)?;
     sqlx::query!(
         r#"
         select case when current_setting('synchronous_commit') = 'off'

@@ -8,6 +8,7 @@ use super::{Checkpoint, FORMAT, Seal, SigningKey, last_seal, moment};
 use crate::audit::canonical::{COLUMNS, Digest, Encoder, Place, Sealable, entries, from_hex};
 use crate::audit::era;
 use crate::error::Error;
+use crate::lent::Lent;
 use crate::snapshot::copy::{Field, Rows};
 
 /// A seal has at most so many records, so that what it says of each fits into a row.
@@ -37,25 +38,27 @@ pub struct Sealed {
 /// # Errors
 /// [`Error::Database`] if the database does not answer, or if it took longer than five seconds to stop writers.
 pub async fn seal(pool: &PgPool, key: Option<&SigningKey>) -> Result<Sealed, Error> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = Lent::from(pool).await?;
     era::note(&mut connection).await?;
     let mut total = Sealed::default();
     loop {
         match step(&mut connection, key).await? {
             Step::Busy => {
                 total.busy = true;
-                return Ok(total);
+                break;
             }
             Step::Done { seals, records, checkpoint, more } => {
                 total.seals += seals;
                 total.records += records;
                 total.checkpoint = checkpoint;
                 if !more {
-                    return Ok(total);
+                    break;
                 }
             }
         }
     }
+    connection.give_back();
+    Ok(total)
 }
 
 enum Step {
@@ -323,7 +326,7 @@ pub(crate) struct Range {
     pub(crate) limit: i64,
 }
 
-/// Streams the records of a range; within a transaction.
+/// Streams the records of a range; within a transaction, and on a connection that is [`Lent`].
 pub(crate) async fn copy_range(
     connection: &mut PgConnection,
     range: &Range,

@@ -10,6 +10,7 @@ use super::{Chain, Finding, Mismatch, Problem, Report, Trust, locate};
 use crate::audit::canonical::{Encoder, Place};
 use crate::audit::seal::{copy_range, last_seal, moment, normal_end};
 use crate::error::Error;
+use crate::lent::Lent;
 
 /// Holds every sealed record against its seal and every seal against the one before, against `trust`, and says what
 /// is the first that does not fit. Works in one snapshot of the database, beside writers and sealers.
@@ -17,7 +18,7 @@ use crate::error::Error;
 /// # Errors
 /// [`Error::Database`] if the database does not answer. What does not fit is no error, it is in the report.
 pub async fn verify(pool: &PgPool, trust: &Trust) -> Result<Report, Error> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = Lent::from(pool).await?;
     let mut tx = connection.begin_with("begin isolation level repeatable read read only").await?;
     let mut chain = Chain::new(trust.clone());
     let pruned = pruned(&mut tx).await?;
@@ -31,6 +32,7 @@ pub async fn verify(pool: &PgPool, trust: &Trust) -> Result<Report, Error> {
     chain.report.finding = found;
     chain.end();
     tx.rollback().await?;
+    connection.give_back();
     Ok(chain.report)
 }
 

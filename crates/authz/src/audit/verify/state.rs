@@ -4,6 +4,7 @@ use serde::Serialize;
 use sqlx::{Connection, PgConnection, PgPool};
 
 use crate::error::Error;
+use crate::lent::Lent;
 
 /// A row that the trail does not account for, or the reverse.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -42,10 +43,11 @@ impl std::fmt::Display for Difference {
 /// # Errors
 /// [`Error::Database`] if the database does not answer.
 pub async fn verify_state(pool: &PgPool) -> Result<Vec<Difference>, Error> {
-    let mut connection = pool.acquire().await?;
+    let mut connection = Lent::from(pool).await?;
     let mut tx = connection.begin_with("begin isolation level repeatable read read only").await?;
     let found = differences(&mut tx).await?;
     tx.rollback().await?;
+    connection.give_back();
     Ok(found)
 }
 
