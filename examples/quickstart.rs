@@ -116,7 +116,7 @@ async fn tour() -> Result<(), Failure> {
 /// What a service does: decide, change and record together, so that all of it happens or nothing.
 async fn scale_workers(pool: &PgPool, user: &UserName, workers: i32) -> Result<(), Failure> {
     let actor = Actor::new(user.as_str(), "ops-dashboard");
-    let mut tx = pool.begin().await?;
+    let mut tx = authz::begin(pool).await?;
     let action = SCALE;
     let decision = authz::check(&mut *tx, user, &action).await?;
     let detail = serde_json::json!({"workers": workers});

@@ -10,8 +10,8 @@ use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 /// ([sqlx#4385](https://github.com/launchbadge/sqlx/issues/4385)): the pool then lends the session on inside of it, what others write
 /// there is lost, and what they read is old. On a pool a change therefore begins in a task of its own, which comes to its end
 /// whether anybody waits for it or not. For a connection and for a transaction of the caller's nothing can be done from
-/// here: **if a change on one of those is dropped before it is done** (by a timeout, say), do not use it any more.
-/// The same holds for every `begin` of your own.
+/// here: **if a change on one of those is dropped before it is done** (by a timeout, say), do not use it any more. Begin your
+/// own transactions by [`begin()`] too, wherever you may be dropped.
 pub trait Begin<'c>: sealed::Sealed + Send {
     /// Begins.
     #[doc(hidden)]
@@ -33,7 +33,7 @@ impl sealed::Sealed for &mut Transaction<'_, Postgres> {}
 impl Begin<'static> for &PgPool {
     fn begin_whole(self) -> Beginning<'static> {
         let pool = self.clone();
-        Box::pin(async move { on(&pool).await })
+        Box::pin(async move { begin(&pool).await })
     }
 }
 
@@ -55,12 +55,17 @@ impl<'c> Begin<'c> for &'c mut Transaction<'_, Postgres> {
     }
 }
 
-/// A transaction on a connection of the pool.
+/// A transaction on a connection of the pool, as [`Pool::begin`](sqlx::Pool::begin) gives it, but whoever is dropped meanwhile leaves
+/// none open (see [`Begin`]).
+///
+/// # Errors
+/// As [`Pool::begin`](sqlx::Pool::begin).
 ///
 /// INVARIANT: a session goes back to the pool outside of any transaction, wherever its user was dropped (held by the tests in
 /// `tests/cancelled.rs`).
-pub(crate) async fn on(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-    let pool = pool.clone();
+pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    // Not in the task, so that whoever is dropped leaves the queue of those who wait for a connection.
+    let beginning = Transaction::begin(pool.acquire().await?, None);
     // Dropped, the task goes on, and its transaction rolls back.
-    tokio::spawn(async move { pool.begin().await }).await.map_err(|_| sqlx::Error::WorkerCrashed)?
+    tokio::spawn(beginning).await.map_err(|_| sqlx::Error::WorkerCrashed)?
 }

@@ -85,7 +85,8 @@ pub enum Error {
         /// The run that lost it.
         run_id: i64,
     },
-    /// The staging area is not what was staged: the database server crashed meanwhile, or another run cleared it.
+    /// The staging area is not what was staged: the database server crashed meanwhile, another run cleared it, or a step of the
+    /// staging failed or was dropped.
     #[error(
         "run {run_id} lost what it had staged (did the database server restart?) and changed nothing; run again"
     )]

@@ -43,7 +43,7 @@ mod unregistered;
 #[cfg(feature = "tower")]
 pub mod web;
 
-pub use begin::{Begin, Beginning};
+pub use begin::{Begin, Beginning, begin};
 pub use check::{check, check_many, check_many_by_sub};
 pub use decision::{Allow, Decision, Denial, Deny, DenyReason, Holder, MatchedGrant, Revision, Verdict};
 pub use error::Error;

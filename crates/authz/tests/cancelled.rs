@@ -12,18 +12,19 @@ use std::str::FromStr;
 use std::task::Poll;
 use std::time::Duration;
 
+use authz::audit::operation::OperationError;
 use authz::audit::{self, Outcome, Query, Record, Trust};
 use authz::grant::{Grant, to_user};
-use authz::group::Role;
+use authz::group::{Role, create};
 use authz::mirror::{Failure, PlanOptions, Run, StagedMember};
-use authz::{Error, Snapshot, check, check_many, explain, users_who_can};
+use authz::{Authz, Error, Snapshot, check, check_many, explain, users_who_can};
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use testdb::Database;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
-use self::support::{action, admin, database, pattern, user};
+use self::support::{action, admin, database, group, pattern, user};
 
 const DEADLINE: Duration = Duration::from_mins(1);
 
@@ -265,4 +266,49 @@ async fn page_that_is_lost_is_not_absence() {
     let (run, error) = run.plan(PlanOptions::default()).await.unwrap_err();
     assert!(matches!(error, Error::StagingLost { .. }), "{error}");
     assert_eq!(run.fail(&error.to_string(), 0, &admin()).await.unwrap(), Failure::Recorded);
+}
+
+/// A step that is dropped while its savepoint begins takes all of the transaction along, and that is what is told.
+#[tokio::test]
+async fn change_whose_step_was_dropped_is_told_as_it_ended() {
+    let (database, pool) = world().await;
+    sqlx::query("create table roles (role_name text)").execute(&pool).await.unwrap();
+    let authz = Authz::new(pool_of_one(&database).await);
+    let (ada, a, name, me) = (user("ada"), action("a"), group("ops"), admin());
+    let mut rolled_back = 0;
+    for times in 0.. {
+        let mut is_created = false;
+        let done = authz
+            .operation_named(&ada, &a)
+            .transact(async |_, connection| {
+                sqlx::query("insert into roles values ('web')").execute(&mut *connection).await?;
+                let step = waiting_at_most(times, create(&mut *connection, &name, "", &me)).await;
+                is_created = step.is_some_and(|created| created.is_ok());
+                sqlx::query("select 1").execute(connection).await
+            })
+            .await;
+        let count = |rows: &'static str| sqlx::query_scalar::<_, i64>(rows).fetch_one(&pool);
+        let there = count("select count(*) from roles").await.unwrap() == 1;
+        match done {
+            Ok(_) => assert!(there, "{times}"),
+            Err(OperationError::RolledBack(_)) => {
+                assert!(!there, "{times}");
+                rolled_back += 1;
+            }
+            Err(error) => panic!("{times}: {error}"),
+        }
+        let outcome: String = sqlx::query_scalar(
+            "select outcome::text from authz.audit_log where action = 'a' order by audit_id desc limit 1",
+        )
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+        assert_eq!(outcome, if there { "succeeded" } else { "failed" }, "{times}");
+        sqlx::query("delete from roles").execute(&pool).await.unwrap();
+        if is_created {
+            break;
+        }
+    }
+    assert!(rolled_back > 0);
+    authz.shutdown().await;
 }

@@ -12,10 +12,10 @@ use std::time::Duration;
 use authz::audit::operation::OperationError;
 use authz::audit::{self, Entry, Outcome};
 use authz::grant::{self, Grant};
-use authz::{ActionName, Authz, Error, Permit, Refusal, Sub, action, user};
+use authz::{ActionName, Authz, Error, Permit, Refusal, Sub, action, group, user};
 use serde_json::json;
 use sqlx::PgPool;
-use support::{action as a, admin, pattern as p, user as u};
+use support::{action as a, admin, group as g, pattern as p, user as u};
 
 authz::actions! {
     const ACTIONS;
@@ -342,6 +342,25 @@ async fn secrets_are_redacted_in_details_and_errors() {
     assert_eq!(outcomes(&trail), [Outcome::Started, Outcome::Failed, Outcome::Failed]);
     assert_eq!(trail[2].detail, json!({ "token": "[redacted]", "error": "the password … is wrong" }));
     assert!(!serde_json::to_string(&trail).unwrap().contains("hunter2"), "{trail:?}");
+}
+
+#[tokio::test]
+async fn step_that_was_given_up_takes_its_operation_along() {
+    let (_database, pool, authz) = world().await;
+    let done = authz
+        .operation::<WorkersScale>(&u("ada"))
+        .transact(async |_, connection| {
+            sqlx::query("insert into roles values ('web')").execute(&mut *connection).await?;
+            assert!(sqlx::query("select 1 / 0").execute(&mut *connection).await.is_err());
+            // Its savepoint cannot begin, and nobody looks.
+            assert!(group::create(&mut *connection, &g("ops"), "", &admin()).await.is_err());
+            sqlx::query("insert into roles values ('db')").execute(connection).await
+        })
+        .await;
+    assert!(matches!(done, Err(OperationError::RolledBack(_))), "{done:?}");
+    let web = "select count(*) from roles where role_name = 'web'";
+    assert_eq!(sqlx::query_scalar::<_, i64>(web).fetch_one(&pool).await.unwrap(), 0);
+    assert_eq!(outcomes(&trail(&pool).await), [Outcome::Failed]);
 }
 
 #[tokio::test]

@@ -69,7 +69,7 @@ pub(super) enum Kind {
 }
 
 /// What became of a record: its number and, if it began an operation, the duty to tell how that ends.
-pub(super) type Answer = Result<(i64, Option<Open>), Error>;
+pub(crate) type Answer = Result<(i64, Option<Open>), Error>;
 
 pub(super) struct Order {
     line: Line,

@@ -5,7 +5,6 @@ use serde::Serialize;
 use sqlx::{PgExecutor, PgPool};
 
 use super::lease::has_code;
-use crate::begin;
 use crate::error::Error;
 use crate::name::DirectoryName;
 
@@ -144,7 +143,7 @@ pub enum Holder {
 /// # Errors
 /// [`Error::Database`] if the database does not answer, [`Error::NotMigrated`].
 pub async fn holder(pool: &PgPool, directory: &DirectoryName) -> Result<Holder, Error> {
-    let mut tx = begin::on(pool).await?;
+    let mut tx = crate::begin(pool).await?;
     let unlocked = sqlx::query_scalar!(
         r#"
         select l.run_id

@@ -15,7 +15,6 @@ use super::stage::storable;
 use super::stage_members::Staging;
 use crate::audit::line::{ERROR_LIMIT, shorten};
 use crate::audit::{self, Actor, Outcome, Record};
-use crate::begin;
 use crate::error::Error;
 use crate::name::DirectoryName;
 
@@ -36,6 +35,8 @@ pub struct Run {
     pub(super) customer_id: Option<String>,
     pub(super) staged: Arc<Staged>,
     pub(super) staging: tokio::sync::Mutex<Staging>,
+    /// Steps of the staging that have begun and have not come to their end.
+    pub(super) open_steps: AtomicU64,
     pub(super) heartbeat: JoinHandle<()>,
     pub(super) backend: Arc<AtomicI32>,
     lost: watch::Receiver<bool>,
@@ -118,6 +119,7 @@ impl Run {
             customer_id,
             staged: Arc::default(),
             staging: tokio::sync::Mutex::new(Staging::reading(Reading::begin(pool, directory_id))),
+            open_steps: AtomicU64::new(0),
             heartbeat,
             backend: Arc::default(),
             lost,
@@ -204,7 +206,7 @@ async fn try_record_failure(
     api_calls: u64,
     actor: &Actor,
 ) -> Result<Failure, Error> {
-    let mut tx = begin::on(pool).await?;
+    let mut tx = crate::begin(pool).await?;
     let closing = Closing { status: "failed", hash: None, counts: None, message: Some(message), api_calls };
     let closed = close(&mut tx, run_id, &closing).await?;
     let failure = if let Some(directory) = closed.directory {
@@ -326,7 +328,7 @@ async fn acquire(
 }
 
 async fn try_acquire(pool: &PgPool, directory_id: i32, source: &str) -> Result<Option<i64>, Error> {
-    let mut tx = begin::on(pool).await?;
+    let mut tx = crate::begin(pool).await?;
     // A run that applies has the row locked; one that was killed meanwhile lets go when the server notices.
     sqlx::query!(
         r#"select set_config('lock_timeout', $1, true) as "t!""#,

@@ -9,7 +9,6 @@ use std::sync::atomic::Ordering;
 use super::plan_summary::count;
 use super::report::{Plan, Totals};
 use super::{Interrupt, LEASE_TTL, Run, plan_memberships};
-use crate::begin;
 use crate::error::Error;
 
 /// From so many staged rows on, tables are joined as a whole.
@@ -90,8 +89,9 @@ impl Run {
     ///
     /// # Errors
     /// The run comes back with the error, so that its end can be recorded:
-    /// [`Error::OtherCustomer`] if the source shows another organisation than before, [`Error::LeaseLost`] if
-    /// the staging area is not what was staged, [`Error::Database`].
+    /// [`Error::OtherCustomer`] if the source shows another organisation than before, [`Error::LeaseLost`],
+    /// [`Error::StagingLost`] if the staging area is not what was staged, if a step of the staging failed or was dropped, or if this
+    /// run was to be planned before, [`Error::Database`].
     pub async fn plan(self, options: PlanOptions) -> Result<Planned, (Self, Error)> {
         match self.make(&options).await {
             Ok((tx, plan)) => Ok(Planned { run: self, tx, options, plan }),
@@ -114,7 +114,7 @@ impl Run {
         if self.staged.differences() > 0 {
             sqlx::query!("select authz.analyze_staging()").fetch_one(&self.pool).await?;
         }
-        let mut tx = begin::on(&self.pool).await?;
+        let mut tx = crate::begin(&self.pool).await?;
         self.prepare_session(&mut tx).await?;
         self.hold_lease(&mut tx).await?;
         self.heartbeat.abort(); // from here on the lock is the sign of life

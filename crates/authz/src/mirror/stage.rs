@@ -62,23 +62,35 @@ pub enum StagedMember {
 }
 
 impl Run {
+    /// A step of the staging.
+    ///
+    /// INVARIANT: what was taken in and then lost, because the database did not answer or nobody waited for it, is never
+    /// planned without: such a step stays open (held by `page_that_is_lost_is_not_absence`).
+    pub(super) async fn step(&self, work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
+        self.open_steps.fetch_add(1, Ordering::Relaxed);
+        work.await?;
+        self.open_steps.fetch_sub(1, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Takes a page of users. Only those that differ from the mirror are staged, each once.
     ///
     /// # Errors
-    /// [`Error::Database`] if the database does not answer.
+    /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn stage_users(&self, users: StagedUsers) -> Result<(), Error> {
-        let mut staging = self.staging.lock().await;
-        staging.waiting_users.push(users);
-        if staging.reads_users() && staging.waiting_users.len() < WAITING_PAGES {
-            return Ok(());
-        }
-        self.take_in_users(&mut staging).await
+        self.step(async {
+            let mut staging = self.staging.lock().await;
+            staging.waiting_users.push(users);
+            if staging.reads_users() && staging.waiting_users.len() < WAITING_PAGES {
+                return Ok(());
+            }
+            self.take_in_users(&mut staging).await
+        })
+        .await
     }
 
     /// Compares the pages that wait with the mirror.
     pub(super) async fn take_in_users(&self, staging: &mut Staging) -> Result<(), Error> {
-        self.known_users(staging).await?;
-        staging.leave(self.run_id)?;
         let waiting = std::mem::take(&mut staging.waiting_users);
         let known = self.known_users(staging).await?;
         let (mut same, mut staged) = (0, Vec::new());
@@ -89,7 +101,6 @@ impl Run {
         for page in staged.chunks(AT_ONCE) {
             self.insert_users(page).await?;
         }
-        staging.arrive();
         Ok(())
     }
 
@@ -119,58 +130,67 @@ impl Run {
     /// Adds a page of groups. A group that was staged before is not staged twice.
     ///
     /// # Errors
-    /// [`Error::Database`] if the database does not answer.
+    /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn stage_groups(&self, groups: &[StagedGroup]) -> Result<(), Error> {
-        let ids: Vec<_> = groups.iter().map(|g| storable(&g.external_id)).collect();
-        let names: Vec<_> = groups.iter().map(|g| g.name.as_ref().map(ToString::to_string)).collect();
-        let display_names: Vec<_> = groups.iter().map(|g| storable(&g.display_name)).collect();
-        let descriptions: Vec<_> = groups.iter().map(|g| storable(&g.description)).collect();
-        let done = sqlx::query!(
-            r#"
+        self.step(async {
+            let ids: Vec<_> = groups.iter().map(|g| storable(&g.external_id)).collect();
+            let names: Vec<_> = groups.iter().map(|g| g.name.as_ref().map(ToString::to_string)).collect();
+            let display_names: Vec<_> = groups.iter().map(|g| storable(&g.display_name)).collect();
+            let descriptions: Vec<_> = groups.iter().map(|g| storable(&g.description)).collect();
+            let done = sqlx::query!(
+                r#"
             insert into authz.sync_stage_groups (run_id, external_id, group_name, display_name, description)
             select $1, v.* from unnest($2::text[], $3::text[], $4::text[], $5::text[]) as v
             on conflict do nothing
             "#,
-            self.run_id,
-            &ids,
-            &names as &[Option<String>],
-            &display_names,
-            &descriptions,
-        )
-        .execute(&self.pool)
-        .await?;
-        self.staged.groups.fetch_add(done.rows_affected(), Ordering::Relaxed);
-        Ok(())
+                self.run_id,
+                &ids,
+                &names as &[Option<String>],
+                &display_names,
+                &descriptions,
+            )
+            .execute(&self.pool)
+            .await?;
+            self.staged.groups.fetch_add(done.rows_affected(), Ordering::Relaxed);
+            Ok(())
+        })
+        .await
     }
 
     /// Forgets all users staged so far: their listing begins again.
     ///
     /// # Errors
-    /// [`Error::Database`] if the database does not answer.
+    /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn restart_users(&self) -> Result<(), Error> {
-        sqlx::query!("delete from authz.sync_stage_users where run_id = $1", self.run_id)
-            .execute(&self.pool)
-            .await?;
-        let mut staging = self.staging.lock().await;
-        staging.waiting_users.clear();
-        if let Some(known) = &mut staging.users {
-            known.forget();
-        }
-        self.staged.users.store(0, Ordering::Relaxed);
-        self.staged.same_users.store(0, Ordering::Relaxed);
-        Ok(())
+        self.step(async {
+            sqlx::query!("delete from authz.sync_stage_users where run_id = $1", self.run_id)
+                .execute(&self.pool)
+                .await?;
+            let mut staging = self.staging.lock().await;
+            staging.waiting_users.clear();
+            if let Some(known) = &mut staging.users {
+                known.forget();
+            }
+            self.staged.users.store(0, Ordering::Relaxed);
+            self.staged.same_users.store(0, Ordering::Relaxed);
+            Ok(())
+        })
+        .await
     }
 
     /// Forgets all groups staged so far: their listing begins again.
     ///
     /// # Errors
-    /// [`Error::Database`] if the database does not answer.
+    /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn restart_groups(&self) -> Result<(), Error> {
-        sqlx::query!("delete from authz.sync_stage_groups where run_id = $1", self.run_id)
-            .execute(&self.pool)
-            .await?;
-        self.staged.groups.store(0, Ordering::Relaxed);
-        Ok(())
+        self.step(async {
+            sqlx::query!("delete from authz.sync_stage_groups where run_id = $1", self.run_id)
+                .execute(&self.pool)
+                .await?;
+            self.staged.groups.store(0, Ordering::Relaxed);
+            Ok(())
+        })
+        .await
     }
 }
 

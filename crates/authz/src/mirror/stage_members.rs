@@ -27,8 +27,6 @@ pub(super) struct Staging {
     pub(super) users: Option<KnownUsers>,
     /// Pages that came before the mirror's users were read.
     pub(super) waiting_users: Vec<StagedUsers>,
-    /// While something is neither in here nor in the tables. If it stays so, it is lost.
-    is_between: bool,
     digests: Option<KnownDigests>,
     open: HashMap<String, Open>,
     finished: HashMap<String, Finished>,
@@ -61,25 +59,6 @@ impl Staging {
         Self { reading_users: Some(users), ..Self::default() }
     }
 
-    /// From here until [`Self::arrive`], what is taken out of here is not yet in the tables.
-    ///
-    /// INVARIANT: what was taken in and then lost, because the database did not answer or nobody waited for it, is never
-    /// planned without (held by `page_that_is_lost_is_not_absence`).
-    ///
-    /// # Errors
-    /// [`Error::StagingLost`] if something has left and never arrived.
-    pub(super) fn leave(&mut self, run_id: i64) -> Result<(), Error> {
-        if self.is_between {
-            return Err(Error::StagingLost { run_id });
-        }
-        self.is_between = true;
-        Ok(())
-    }
-
-    pub(super) fn arrive(&mut self) {
-        self.is_between = false;
-    }
-
     /// Nobody will ask for the mirror's users any more.
     pub(super) fn stop_reading(&mut self) {
         self.reading_users = None;
@@ -101,26 +80,30 @@ impl Run {
     /// Takes a page of a group's direct members. They count once the listing is finished.
     ///
     /// # Errors
-    /// [`Error::Database`] if the database does not answer.
+    /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn stage_members(&self, group_external_id: &str, members: StagedMembers) -> Result<(), Error> {
-        let mut staging = self.staging.lock().await;
-        let open = &mut staging.open;
-        if !open.contains_key(group_external_id) {
-            open.insert(group_external_id.to_owned(), Open::default());
-        }
-        if let Some(listing) = open.get_mut(group_external_id) {
-            listing.members.append(members);
-        }
-        if open.values().map(|listing| listing.members.len()).sum::<usize>() > AT_MOST
-            && let Some((group, longest)) = open.iter_mut().max_by_key(|(_, listing)| listing.members.len())
-        {
-            let members = std::mem::take(&mut longest.members);
-            longest.spilled += members.len() as u64;
-            let group = group.clone();
-            staging.ready.push((group, members));
-            self.flush(&mut staging).await?;
-        }
-        Ok(())
+        self.step(async {
+            let mut staging = self.staging.lock().await;
+            let open = &mut staging.open;
+            if !open.contains_key(group_external_id) {
+                open.insert(group_external_id.to_owned(), Open::default());
+            }
+            if let Some(listing) = open.get_mut(group_external_id) {
+                listing.members.append(members);
+            }
+            if open.values().map(|listing| listing.members.len()).sum::<usize>() > AT_MOST
+                && let Some((group, longest)) =
+                    open.iter_mut().max_by_key(|(_, listing)| listing.members.len())
+            {
+                let members = std::mem::take(&mut longest.members);
+                longest.spilled += members.len() as u64;
+                let group = group.clone();
+                staging.ready.push((group, members));
+                self.flush(&mut staging).await?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// The members of the group are listed, all of them: the group will have those and no others.
@@ -128,98 +111,110 @@ impl Run {
     /// If they are the ones of the last listing, and nothing else has changed them since, nothing is staged.
     ///
     /// # Errors
-    /// [`Error::Database`] if the database does not answer.
+    /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn finish_members(&self, group_external_id: &str, include_external: bool) -> Result<(), Error> {
-        let mut staging = self.staging.lock().await;
-        if staging.digests.is_none() {
-            staging.digests = Some(load_digests(&self.pool, self.directory_id).await?);
-        }
-        let Open { mut members, spilled } = staging.open.remove(group_external_id).unwrap_or_default();
-        members.settle();
-        let digest = if spilled == 0 { members.digest(include_external) } else { None };
-        let known = staging.digests.as_ref().and_then(|digests| digests.get(group_external_id));
-        let group = group_external_id.to_owned();
-        let finished = match (digest, known.copied()) {
-            (Some(digest), Some(known)) if digest == known => Finished::Same(members.len() as u64),
-            // INVARIANT: a group is compared only if it has a digest, and what came of it counts only if it has the same
-            // one when the plan holds the revision: whatever changes its memberships, or who its members are, takes the
-            // digest away (held by `group_that_somebody_changes_after_it_was_compared_keeps_what_it_has`).
-            (Some(digest), Some(basis)) => {
-                staging.to_compare.push(Listing { group: group.clone(), members });
-                Finished::Compared { digest, basis, same: 0 }
+        self.step(async {
+            let mut staging = self.staging.lock().await;
+            if staging.digests.is_none() {
+                staging.digests = Some(load_digests(&self.pool, self.directory_id).await?);
             }
-            _ => {
-                let count = spilled + members.len() as u64;
-                staging.ready.push((group.clone(), members));
-                Finished::Staged { digest, members: count }
+            let Open { mut members, spilled } = staging.open.remove(group_external_id).unwrap_or_default();
+            members.settle();
+            let digest = if spilled == 0 { members.digest(include_external) } else { None };
+            let known = staging.digests.as_ref().and_then(|digests| digests.get(group_external_id));
+            let group = group_external_id.to_owned();
+            let finished = match (digest, known.copied()) {
+                (Some(digest), Some(known)) if digest == known => Finished::Same(members.len() as u64),
+                // INVARIANT: a group is compared only if it has a digest, and what came of it counts only if it has the same
+                // one when the plan holds the revision: whatever changes its memberships, or who its members are, takes the
+                // digest away (held by `group_that_somebody_changes_after_it_was_compared_keeps_what_it_has`).
+                (Some(digest), Some(basis)) => {
+                    staging.to_compare.push(Listing { group: group.clone(), members });
+                    Finished::Compared { digest, basis, same: 0 }
+                }
+                _ => {
+                    let count = spilled + members.len() as u64;
+                    staging.ready.push((group.clone(), members));
+                    Finished::Staged { digest, members: count }
+                }
+            };
+            staging.finished.insert(group, finished);
+            if staging.to_compare.iter().map(|listing| listing.members.len()).sum::<usize>()
+                >= COMPARED_AT_ONCE
+            {
+                self.compare(&mut staging).await?;
             }
-        };
-        staging.finished.insert(group, finished);
-        if staging.to_compare.iter().map(|listing| listing.members.len()).sum::<usize>() >= COMPARED_AT_ONCE {
-            self.compare(&mut staging).await?;
-        }
-        if staging.ready.iter().map(|(_, members)| members.len()).sum::<usize>() >= AT_ONCE {
-            self.flush(&mut staging).await?;
-        }
-        Ok(())
+            if staging.ready.iter().map(|(_, members)| members.len()).sum::<usize>() >= AT_ONCE {
+                self.flush(&mut staging).await?;
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Forgets the members of one group: their listing begins again.
     ///
     /// # Errors
-    /// [`Error::Database`] if the database does not answer.
+    /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn restart_members(&self, group_external_id: &str) -> Result<(), Error> {
-        let mut staging = self.staging.lock().await;
-        let spilled = staging.open.remove(group_external_id).is_some_and(|listing| listing.spilled > 0);
-        let finished = staging.finished.remove(group_external_id);
-        if !spilled && !matches!(finished, Some(Finished::Staged { .. } | Finished::Compared { .. })) {
-            return Ok(());
-        }
-        staging.ready.retain(|(group, _)| group != group_external_id);
-        staging.to_compare.retain(|listing| listing.group != group_external_id);
-        let gone = sqlx::query!(
-            "delete from authz.sync_stage_gone_members where run_id = $1 and group_external_id = $2",
-            self.run_id,
-            group_external_id,
-        )
-        .execute(&self.pool)
-        .await?;
-        self.staged.gone_members.fetch_sub(gone.rows_affected(), Ordering::Relaxed);
-        let done = sqlx::query!(
-            "delete from authz.sync_stage_members where run_id = $1 and group_external_id = $2",
-            self.run_id,
-            group_external_id,
-        )
-        .execute(&self.pool)
-        .await?;
-        self.staged.members.fetch_sub(done.rows_affected(), Ordering::Relaxed);
-        Ok(())
+        self.step(async {
+            let mut staging = self.staging.lock().await;
+            let spilled = staging.open.remove(group_external_id).is_some_and(|listing| listing.spilled > 0);
+            let finished = staging.finished.remove(group_external_id);
+            if !spilled && !matches!(finished, Some(Finished::Staged { .. } | Finished::Compared { .. })) {
+                return Ok(());
+            }
+            staging.ready.retain(|(group, _)| group != group_external_id);
+            staging.to_compare.retain(|listing| listing.group != group_external_id);
+            let gone = sqlx::query!(
+                "delete from authz.sync_stage_gone_members where run_id = $1 and group_external_id = $2",
+                self.run_id,
+                group_external_id,
+            )
+            .execute(&self.pool)
+            .await?;
+            self.staged.gone_members.fetch_sub(gone.rows_affected(), Ordering::Relaxed);
+            let done = sqlx::query!(
+                "delete from authz.sync_stage_members where run_id = $1 and group_external_id = $2",
+                self.run_id,
+                group_external_id,
+            )
+            .execute(&self.pool)
+            .await?;
+            self.staged.members.fetch_sub(done.rows_affected(), Ordering::Relaxed);
+            Ok(())
+        })
+        .await
     }
 
     /// Takes groups back out: they vanished while the source was read.
     ///
     /// # Errors
-    /// [`Error::Database`] if the database does not answer.
+    /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn forget_groups(&self, external_ids: &[String]) -> Result<(), Error> {
-        for id in external_ids {
-            self.restart_members(id).await?;
-        }
-        let done = sqlx::query!(
-            "delete from authz.sync_stage_groups where run_id = $1 and external_id = any ($2)",
-            self.run_id,
-            external_ids,
-        )
-        .execute(&self.pool)
-        .await?;
-        self.staged.groups.fetch_sub(done.rows_affected(), Ordering::Relaxed);
-        Ok(())
+        self.step(async {
+            for id in external_ids {
+                self.restart_members(id).await?;
+            }
+            let done = sqlx::query!(
+                "delete from authz.sync_stage_groups where run_id = $1 and external_id = any ($2)",
+                self.run_id,
+                external_ids,
+            )
+            .execute(&self.pool)
+            .await?;
+            self.staged.groups.fetch_sub(done.rows_affected(), Ordering::Relaxed);
+            Ok(())
+        })
+        .await
     }
 
     /// Marks groups whose members could not be listed: they keep the memberships that the mirror has.
     ///
     /// # Errors
-    /// [`Error::Database`] if the database does not answer.
+    /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn mark_incomplete(&self, external_ids: &[String]) -> Result<(), Error> {
+        self.step(async {
         for id in external_ids {
             self.restart_members(id).await?;
         }
@@ -231,6 +226,8 @@ impl Run {
         .execute(&self.pool)
         .await?;
         Ok(())
+        })
+        .await
     }
 
     /// The users of the mirror, once they are read.
@@ -247,7 +244,13 @@ impl Run {
     }
 
     /// Writes what is still in memory and the plan needs. Listings that did not end count for nothing.
+    ///
+    /// # Errors
+    /// [`Error::StagingLost`] if a step of the staging did not come to its end, or if this was begun before.
     pub(super) async fn finish_staging(&self) -> Result<(), Error> {
+        if self.open_steps.fetch_add(1, Ordering::Relaxed) > 0 {
+            return Err(Error::StagingLost { run_id: self.run_id });
+        }
         let mut staging = self.staging.lock().await;
         let open: Vec<_> = staging.open.keys().cloned().collect();
         drop(staging);
@@ -319,7 +322,6 @@ impl Run {
         if staging.to_compare.is_empty() {
             return Ok(());
         }
-        staging.leave(self.run_id)?;
         let mut listings = std::mem::take(&mut staging.to_compare);
         let users = self.known_users(staging).await?;
         for (group, found) in self.compare_listings(&mut listings, users).await? {
@@ -329,16 +331,13 @@ impl Run {
         }
         let left = listings.into_iter().filter(|listing| listing.members.len() > 0);
         staging.ready.extend(left.map(|listing| (listing.group, listing.members)));
-        staging.arrive();
         Ok(())
     }
 
     /// Sends what is ready to the staging table, without a key to look up: a listing names nobody twice.
     async fn flush(&self, staging: &mut Staging) -> Result<(), Error> {
-        staging.leave(self.run_id)?;
         let ready = std::mem::take(&mut staging.ready);
         if ready.iter().all(|(_, members)| members.len() == 0) {
-            staging.arrive();
             return Ok(());
         }
         let mut bytes = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
@@ -369,7 +368,6 @@ impl Run {
         let rows = copy.finish().await?;
         connection.give_back();
         self.staged.members.fetch_add(rows, Ordering::Relaxed);
-        staging.arrive();
         Ok(())
     }
 }

@@ -59,7 +59,7 @@ impl Snapshot {
     /// # use authz::{ActionName, Snapshot, UserName};
     /// # const SCALE: ActionName = ActionName::constant("workers.scale");
     /// # async fn scale(pool: &sqlx::PgPool, snapshot: &Snapshot, ada: &UserName) -> Result<(), Box<dyn std::error::Error>> {
-    /// let mut transaction = pool.begin().await?;
+    /// let mut transaction = authz::begin(&pool).await?;
     /// if snapshot.check_confirmed(&mut *transaction, ada, &SCALE).await?.is_allow() {
     ///     // … change what there is to change, in the same transaction …
     ///     transaction.commit().await?;

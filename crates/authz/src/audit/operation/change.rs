@@ -5,12 +5,13 @@ use std::fmt::{self, Display};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sqlx::{PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
+use tokio::sync::oneshot;
 
 use super::{OperationError, Template};
 use crate::audit::line::{self, Line, failure, redacted};
+use crate::audit::writer::Answer;
 use crate::audit::{self, Actor, Outcome, Writer};
-use crate::begin;
 use crate::error::Error;
 use crate::permit::{Permit, Refusal};
 use crate::service::Authz;
@@ -44,7 +45,7 @@ pub(super) async fn act_as<A>(
 
 /// A transaction whose commit is durable.
 pub(super) async fn begin(authz: &Authz) -> Result<Transaction<'static, Postgres>, Refusal> {
-    let mut tx = begin::on(authz.pool()).await.map_err(Error::from)?;
+    let mut tx = crate::begin(authz.pool()).await.map_err(Error::from)?;
     sqlx::query!(
         r#"
         select case when current_setting('synchronous_commit') = 'off'
@@ -92,7 +93,10 @@ impl<A> Change<A> {
     /// [`OperationError::RolledBack`]; [`OperationError::Unknown`] if the connection was lost and the database does not
     /// tell what became of the commit.
     pub async fn commit(mut self) -> Result<i64, OperationError<Infallible>> {
+        // sqlx gives up all of a transaction where a step inside of it cannot begin, or is dropped while it begins.
+        // INVARIANT: what was given up is not recorded as done (held by `step_that_was_given_up_takes_its_operation_along`).
         let written = match self.record.line(Outcome::Succeeded, &self.permit) {
+            Ok(_) if !self.parts().1.is_in_transaction() => Err(given_up()),
             Ok(line) => audit::write(self.parts().1, &line).await,
             Err(error) => Err(error),
         };
@@ -122,18 +126,22 @@ impl<A> Change<A> {
     }
 
     async fn end(&mut self, what: &str, error: &impl Display) {
+        // Handed over first, in case that nobody waits for the rollback.
+        let told = self.hand_over(what, error);
         if let Some(tx) = self.tx.take() {
             // Whether or not the server hears of it, nothing is committed any more.
             let _ = tx.rollback().await;
         }
-        self.tell(what, error).await;
+        wait_for(told).await;
     }
 
     async fn tell(&mut self, what: &str, error: &impl Display) {
+        wait_for(self.hand_over(what, error)).await;
+    }
+
+    fn hand_over(&self, what: &str, error: &impl Display) -> Option<oneshot::Receiver<Answer>> {
         let text = if what.is_empty() { format!("{error:#}") } else { format!("{what}: {error:#}") };
-        if let Some(line) = self.failed(failure("error", &text)) {
-            let _ = tokio::time::timeout(PATIENCE, self.writer.end(line)).await;
-        }
+        Some(self.writer.end(self.failed(failure("error", &text))?))
     }
 
     /// The record of a failure: the operation's own detail with the error in it.
@@ -171,6 +179,18 @@ impl<A> fmt::Debug for Change<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Change").field("permit", &self.permit).finish_non_exhaustive()
     }
+}
+
+async fn wait_for(told: Option<oneshot::Receiver<Answer>>) {
+    if let Some(told) = told {
+        let _ = tokio::time::timeout(PATIENCE, told).await;
+    }
+}
+
+/// Why a transaction that is none any more is not committed.
+fn given_up() -> Error {
+    let why = "a step inside of the transaction was dropped or could not begin, which rolled all of it back";
+    Error::Database(sqlx::Error::Protocol(why.to_owned()))
 }
 
 /// What became of a transaction, if the database tells in time.
