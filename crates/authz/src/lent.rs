@@ -7,8 +7,9 @@ use sqlx::{PgConnection, PgPool, Postgres};
 
 /// A connection that is closed when it is dropped, unless it was [given back](Self::give_back).
 ///
-/// For a `COPY`, a lock that is the session's, and a transaction that borrows its connection (see [`begin`](crate::begin)). sqlx 0.9 loses count of the answers where one was dropped, or given up, before its end: the pool takes such a
-/// connection for whole, and it then answers each question with the answer to the one before, or with none.
+/// For every `COPY`: sqlx 0.9 loses count of the answers where one was dropped, or given up, before its end. The pool takes such a
+/// connection for whole, and it then answers each question with the answer to the one before, or with none. And for a lock
+/// that is the session's, and a transaction that borrows its connection (see [`begin()`](crate::begin())).
 ///
 /// INVARIANT: a connection on which a copy was not read to its end goes back to no pool (held by the tests in
 /// `tests/cancelled.rs`).

@@ -215,17 +215,17 @@ impl Run {
     /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn mark_incomplete(&self, external_ids: &[String]) -> Result<(), Error> {
         self.step(async {
-        for id in external_ids {
-            self.restart_members(id).await?;
-        }
-        sqlx::query!(
-            "update authz.sync_stage_groups set members_complete = false where run_id = $1 and external_id = any ($2)",
-            self.run_id,
-            external_ids,
-        )
-        .execute(&self.pool)
-        .await?;
-        Ok(())
+            for id in external_ids {
+                self.restart_members(id).await?;
+            }
+            sqlx::query!(
+                "update authz.sync_stage_groups set members_complete = false where run_id = $1 and external_id = any ($2)",
+                self.run_id,
+                external_ids,
+            )
+            .execute(&self.pool)
+            .await?;
+            Ok(())
         })
         .await
     }
