@@ -1,9 +1,14 @@
 //! Names, parsed once at the edge: users, groups, directories, actions and the patterns that grants use.
 
+mod hashed;
+
 use std::borrow::{Borrow, Cow};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use self::hashed::Hashed;
+pub(crate) use self::hashed::hash_of;
 
 /// Longest name of a user or group, in bytes (an e-mail address has at most 254, see RFC 5321).
 pub const MAX_NAME_BYTES: usize = 320;
@@ -161,19 +166,25 @@ macro_rules! text_newtype {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct UserName(String);
+pub struct UserName(Hashed);
 
 impl UserName {
+    /// The hash by which a snapshot finds the user.
+    #[inline]
+    pub(crate) fn hash_code(&self) -> u64 {
+        self.0.hash_code()
+    }
+
     /// Parses a user name.
     ///
     /// # Errors
     /// [`NameError`] if nothing is left after trimming, if it is longer than [`MAX_NAME_BYTES`], or if it
     /// holds white space or control characters.
     pub fn parse(text: &str) -> Result<Self, NameError> {
-        canonical("user", text.into()).map(Self)
+        canonical("user", text.into()).map(Self::stored)
     }
 }
-text_newtype!(UserName, |text: String| canonical("user", text.into()).map(UserName));
+text_newtype!(UserName, |text: String| canonical("user", text.into()).map(UserName::stored));
 
 /// The name of a group, an e-mail address as a rule: trimmed, ASCII letters in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

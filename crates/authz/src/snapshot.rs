@@ -84,6 +84,7 @@ pub use self::state::Size;
 use self::refresher::Refresher;
 use self::shared::Shared;
 use self::state::Answer;
+use self::users::Key;
 use crate::decision::{Denial, Revision, Verdict};
 use crate::error::Error;
 use crate::name::{ActionName, Sub, UserKey, UserName};
@@ -124,7 +125,7 @@ impl Snapshot {
     /// must not go on.
     #[inline]
     pub fn check(&self, user: &UserName, action: &ActionName) -> Result<Verdict, Error> {
-        self.judge(user.as_str().as_bytes(), action)
+        self.judge(Key::of_name(user), action)
     }
 
     /// The same for a user who is known by the `sub` of an OpenID Connect login; needs [`Options::by_sub`].
@@ -139,7 +140,7 @@ impl Snapshot {
     }
 
     #[inline]
-    fn judge(&self, key: &[u8], action: &ActionName) -> Result<Verdict, Error> {
+    fn judge(&self, key: Key<'_>, action: &ActionName) -> Result<Verdict, Error> {
         let (answer, revision) = self.shared.judge(key, action.as_str());
         self.verdict(answer, revision, action)
     }

@@ -11,7 +11,7 @@ use super::load::{Loaded, ended, state, suspended};
 use super::model::{Model, Node, end_of};
 use super::poll::Mark;
 use super::state::State;
-use super::users::{self, NewUser, Unfit};
+use super::users::{self, Key, NewUser, Unfit};
 use crate::decision::Revision;
 use crate::error::Error;
 use crate::name::{ActionName, ActionPattern};
@@ -75,7 +75,7 @@ pub(super) async fn follow(
             // The old entry is where the new one goes, unless the name (or the `sub`) is another.
             let kept: HashSet<i64> = read
                 .iter()
-                .filter(|user| old.users.get(&user.key).is_some_and(|found| found.id == user.id))
+                .filter(|user| old.users.get(Key::of_bytes(&user.key)).is_some_and(|found| found.id == user.id))
                 .map(|user| user.id)
                 .collect();
             let moved = |id: &i64| by_sub || !kept.contains(id);

@@ -10,6 +10,7 @@ use tokio::sync::{Notify, watch};
 
 use super::poll::{DirectoryAge, Poll};
 use super::state::{Answer, State};
+use super::users::Key;
 use super::{Options, clock};
 use crate::decision::Revision;
 use crate::error::Error;
@@ -72,7 +73,7 @@ impl Shared {
 
     /// The answer of the state, if that may be used.
     #[inline]
-    pub(super) fn judge(&self, key: &[u8], action: &str) -> (Answer, Revision) {
+    pub(super) fn judge(&self, key: Key<'_>, action: &str) -> (Answer, Revision) {
         self.ask(|state| state.judge(key, action, || self.database_micros()))
             .unwrap_or((Answer::Unusable, Revision(0)))
     }
@@ -279,11 +280,11 @@ mod tests {
             });
             while !done.load(Ordering::SeqCst) {
                 let wanted = least.load(Ordering::SeqCst);
-                let (answer, revision) = shared.judge(b"nobody", "nothing");
+                let (answer, revision) = shared.judge(Key::of_bytes(b"nobody"), "nothing");
                 assert!(answer == Answer::Unusable || revision.0 >= wanted, "{revision} {wanted}");
             }
         });
-        assert_eq!(shared.judge(b"nobody", "nothing"), (Answer::UnknownUser, Revision(99_999)));
+        assert_eq!(shared.judge(Key::of_bytes(b"nobody"), "nothing"), (Answer::UnknownUser, Revision(99_999)));
     }
 
     #[test]
@@ -291,7 +292,7 @@ mod tests {
         let shared = Shared::new(&Options::default(), state(0), &poll(clock::exact()));
         shared.close();
         shared.confirm(&poll(clock::exact()));
-        assert_eq!(shared.judge(b"nobody", "nothing").0, Answer::Unusable);
+        assert_eq!(shared.judge(Key::of_bytes(b"nobody"), "nothing").0, Answer::Unusable);
         assert!(matches!(shared.why_not(), Error::SnapshotClosed));
     }
 
@@ -305,7 +306,7 @@ mod tests {
             (Some(DirectoryAge::Never), false),
         ] {
             let shared = Shared::new(&options, state(0), &Poll { directory, ..poll(clock::exact()) });
-            assert_eq!(shared.judge(b"nobody", "nothing").0 != Answer::Unusable, usable, "{directory:?}");
+            assert_eq!(shared.judge(Key::of_bytes(b"nobody"), "nothing").0 != Answer::Unusable, usable, "{directory:?}");
             assert!(usable || matches!(shared.why_not(), Error::DirectoryStale { .. }));
         }
     }

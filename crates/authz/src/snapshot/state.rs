@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::actions::Actions;
 use super::poll::Mark;
 use super::row::Reach;
-use super::users::{self, Users};
+use super::users::{self, Key, Users};
 use crate::decision::Revision;
 use crate::name::{UserKey, UserName};
 
@@ -42,7 +42,7 @@ impl State {
     /// INVARIANT: gives the verdict of [`check`](crate::check()) for every user and action
     /// (held by `every_change_is_followed`).
     #[inline]
-    pub(super) fn judge(&self, key: &[u8], action: &str, now: impl FnOnce() -> i64) -> Answer {
+    pub(super) fn judge(&self, key: Key<'_>, action: &str, now: impl FnOnce() -> i64) -> Answer {
         // Independent of each other, so that the processor fetches both at once.
         let row = self.actions.get(action);
         match (self.users.get(key), row) {
@@ -70,7 +70,7 @@ impl State {
         now: impl FnOnce() -> i64,
     ) -> (Answer, Option<UserName>) {
         match user {
-            UserKey::Name(name) => (self.judge(name.as_str().as_bytes(), action, now), None),
+            UserKey::Name(name) => (self.judge(Key::of_name(name), action, now), None),
             UserKey::Sub(sub) => users::with_sub_key(sub.as_str(), |key| {
                 (self.judge(key, action, now), self.users.name_of(key))
             }),

@@ -15,15 +15,12 @@
 //! The tags of a bucket are compared at once: to go from slot to slot is a branch that the processor mispredicts at
 //! every other look-up.
 
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
-
-use foldhash::quality::RandomState;
 
 use super::actions::same_bytes;
 use super::row::{self, FEW_NODES, NodeSet, Reach, Row};
 use crate::error::Error;
-use crate::name::UserName;
+use crate::name::{UserName, hash_of};
 
 const HEADER: usize = 2;
 /// Entries of a bucket, and its words: a tag of 16 bits and an offset for each.
@@ -43,7 +40,6 @@ const ALIAS: u8 = 0;
 /// The users of one state.
 #[derive(Clone)]
 pub(super) struct Users {
-    hasher: RandomState,
     shift: u32,
     shards: Arc<[Shard]>,
     nodes_are: Nodes,
@@ -98,6 +94,24 @@ pub(super) struct User<'a> {
     words: &'a [u32],
 }
 
+/// What a user is looked up by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Key<'a> {
+    bytes: &'a [u8],
+    hash: u64,
+}
+
+impl<'a> Key<'a> {
+    #[inline]
+    pub(super) fn of_name(name: &'a UserName) -> Self {
+        Self { bytes: name.as_str().as_bytes(), hash: name.hash_code() }
+    }
+
+    pub(super) fn of_bytes(bytes: &'a [u8]) -> Self {
+        Self { bytes, hash: hash_of(bytes) }
+    }
+}
+
 /// A user to be put in, under one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NewUser {
@@ -121,26 +135,21 @@ pub(super) fn sub_key(sub: &str) -> Vec<u8> {
 }
 
 /// The same without an allocation for every `sub` that OpenID Connect allows.
-pub(super) fn with_sub_key<T>(sub: &str, use_key: impl FnOnce(&[u8]) -> T) -> T {
+pub(super) fn with_sub_key<T>(sub: &str, use_key: impl FnOnce(Key<'_>) -> T) -> T {
     let mut buffer = [ALIAS; 256];
     match buffer.get_mut(1..=sub.len()) {
         Some(place) => {
             place.copy_from_slice(sub.as_bytes());
-            use_key(buffer.get(..=sub.len()).unwrap_or_default())
+            use_key(Key::of_bytes(buffer.get(..=sub.len()).unwrap_or_default()))
         }
-        None => use_key(&sub_key(sub)),
+        None => use_key(Key::of_bytes(&sub_key(sub))),
     }
 }
 
 impl Users {
-    #[inline]
-    fn hash(&self, key: &[u8]) -> u64 {
-        hash(&self.hasher, key)
-    }
-
     /// The user under a key: one bucket, one entry.
     #[inline]
-    pub(super) fn get(&self, key: &[u8]) -> Option<User<'_>> {
+    pub(super) fn get(&self, key: Key<'_>) -> Option<User<'_>> {
         self.find(key).map(|(user, _)| user)
     }
 
@@ -160,7 +169,7 @@ impl Users {
     }
 
     /// The name of the user under the key of a `sub`.
-    pub(super) fn name_of(&self, key: &[u8]) -> Option<UserName> {
+    pub(super) fn name_of(&self, key: Key<'_>) -> Option<UserName> {
         let (user, behind) = self.find(key)?;
         let name = name_behind(user.key, behind)?;
         std::str::from_utf8(name).ok().map(|name| UserName::stored(name.to_owned()))
@@ -168,8 +177,7 @@ impl Users {
 
     /// The user under a key, and the words behind the key.
     #[inline]
-    fn find(&self, key: &[u8]) -> Option<(User<'_>, &[u32])> {
-        let hash = self.hash(key);
+    fn find(&self, Key { bytes: key, hash }: Key<'_>) -> Option<(User<'_>, &[u32])> {
         let shard = self.shards.get(shard_of(hash, self.shift))?;
         let mut bucket = first_bucket(hash, shard.buckets);
         for _ in 0..shard.buckets {
@@ -204,7 +212,7 @@ impl Users {
     ) -> Result<Self, Unfit> {
         let mut additions: std::collections::BTreeMap<usize, Vec<u32>> = std::collections::BTreeMap::new();
         for user in added {
-            let shard = shard_of(self.hash(&user.key), self.shift);
+            let shard = shard_of(hash_of(&user.key), self.shift);
             let (words, is) = (additions.entry(shard).or_default(), self.nodes_are);
             write_entry(words, is, user.id, user.suspended, &user.key, &user.name, &user.nodes)?;
         }
@@ -224,14 +232,13 @@ impl Users {
             kept.extend(new.unwrap_or_default());
             let (old_users, old_memberships) = counts(shard);
             let old_bytes = bytes_of(shard);
-            *shard = assemble(&self.hasher, self.nodes_are, &kept)?;
+            *shard = assemble(self.nodes_are, &kept)?;
             let (new_users, new_memberships) = counts(shard);
             users = users + new_users - old_users;
             memberships = memberships + new_memberships - old_memberships;
             bytes = bytes + bytes_of(shard) - old_bytes;
         }
         Ok(Self {
-            hasher: self.hasher.clone(),
             shift: self.shift,
             shards: shards.into(),
             nodes_are: self.nodes_are,
@@ -244,7 +251,6 @@ impl Users {
 
 /// Takes users in any order and makes [`Users`] of them.
 pub(super) struct Builder {
-    hasher: RandomState,
     shift: u32,
     shards: Vec<Vec<u32>>,
     nodes_are: Nodes,
@@ -256,7 +262,6 @@ impl Builder {
         // At least two shards, so that the shift stays below the width of the hash.
         let shards = (expected / USERS_PER_SHARD).next_power_of_two().max(2);
         Self {
-            hasher: RandomState::default(),
             shift: 64 - shards.trailing_zeros(),
             shards: vec![Vec::new(); shards],
             nodes_are,
@@ -274,7 +279,7 @@ impl Builder {
         nodes: &[u32],
     ) -> Result<(), Error> {
         fits(key, nodes)?;
-        let shard = shard_of(hash(&self.hasher, key), self.shift);
+        let shard = shard_of(hash_of(key), self.shift);
         if let Some(shard) = self.shards.get_mut(shard) {
             let past = |Unfit| Error::Unreadable { what: format!("a node past {FEW_NODES} among few") };
             write_entry(shard, self.nodes_are, user_id, suspended, key, name, nodes).map_err(past)?;
@@ -289,7 +294,7 @@ impl Builder {
         let (mut users, mut memberships, mut bytes) = (0, 0, size_of::<Shard>() * self.shards.len());
         // Each draft goes before the next block is made, so that the peak is little more than one copy.
         for draft in self.shards {
-            let shard = assemble(&self.hasher, self.nodes_are, &draft)?;
+            let shard = assemble(self.nodes_are, &draft)?;
             let (more_users, more_memberships) = counts(&shard);
             users += more_users;
             memberships += more_memberships;
@@ -297,7 +302,6 @@ impl Builder {
             shards.push(shard);
         }
         Ok(Users {
-            hasher: self.hasher,
             shift: self.shift,
             shards: shards.into(),
             nodes_are: self.nodes_are,
@@ -318,13 +322,6 @@ pub(super) fn fits(key: &[u8], nodes: &[u32]) -> Result<(), Error> {
     }
     let what = format!("a user with a key of {} bytes and {} memberships", key.len(), nodes.len());
     Err(Error::Unreadable { what })
-}
-
-#[inline]
-fn hash(hasher: &RandomState, key: &[u8]) -> u64 {
-    let mut state = hasher.build_hasher();
-    state.write(key);
-    state.finish()
 }
 
 #[inline]
@@ -471,7 +468,7 @@ fn bytes_of(shard: &Shard) -> usize {
 }
 
 /// A shard of these entries, which hold their places behind the slots.
-fn assemble(hasher: &RandomState, nodes_are: Nodes, drafted: &[u32]) -> Result<Shard, Unfit> {
+fn assemble(nodes_are: Nodes, drafted: &[u32]) -> Result<Shard, Unfit> {
     let (mut total, mut users, mut memberships) = (0_u32, 0_u32, 0_u32);
     for (user, _) in entries_in(drafted, 0) {
         total += 1;
@@ -490,7 +487,7 @@ fn assemble(hasher: &RandomState, nodes_are: Nodes, drafted: &[u32]) -> Result<S
 
     let mut offset = first_entry;
     for (user, entry) in entries_in(drafted, 0) {
-        place(&mut words, buckets, hash(hasher, user.key), user.key, offset)?;
+        place(&mut words, buckets, hash_of(user.key), user.key, offset)?;
         offset += entry.len();
     }
     Ok(Shard { buckets, words: words.into() })

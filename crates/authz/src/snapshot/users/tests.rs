@@ -37,10 +37,10 @@ fn every_key_is_found_and_no_other() {
             .collect();
         let users = built(&list);
         for user in &list {
-            let found = users.get(&user.key).unwrap();
+            let found = users.get(Key::of_bytes(&user.key)).unwrap();
             assert_eq!((found.id, found.suspended, found.words), (user.id, user.suspended, &*user.nodes));
         }
-        assert!((0..1_000).all(|n| users.get(format!("v{n}").as_bytes()).is_none()));
+        assert!((0..1_000).all(|n| users.get(Key::of_bytes(format!("v{n}").as_bytes())).is_none()));
         assert_eq!((users.count, users.memberships), (list.len(), 2 * list.len()));
     }
 }
@@ -69,7 +69,7 @@ fn replaced_users_are_found(nodes_are: Nodes) {
     wanted.extend(added);
     let wanted = built_as(nodes_are, &wanted);
     assert_eq!(all(&replaced), all(&wanted));
-    assert!(replaced.get(b"u4").is_none() && replaced.get(b"u3").is_none());
+    assert!(replaced.get(Key::of_bytes(b"u4")).is_none() && replaced.get(Key::of_bytes(b"u3")).is_none());
     assert_eq!((replaced.count, replaced.memberships), (wanted.count, wanted.memberships));
     let bytes: usize = replaced.shards.iter().map(|s| bytes_of(s) + size_of::<Shard>()).sum();
     assert_eq!(replaced.bytes, bytes);
@@ -83,7 +83,7 @@ fn few_nodes_are_held_as_a_set() {
     assert_eq!((users.count, users.memberships), (500, 1_000));
     let row = Row::new([(5, row::NEVER), (200, row::NEVER)].into_iter());
     for user in &list {
-        let reached = users.reach(users.get(&user.key).unwrap(), &row);
+        let reached = users.reach(users.get(Key::of_bytes(&user.key)).unwrap(), &row);
         assert_eq!(reached == Reach::Always, user.nodes.contains(&5) || user.nodes.contains(&200));
     }
     // One node too many.
@@ -124,17 +124,17 @@ fn sub_is_an_alias_and_not_a_user() {
     let users = built(&list);
     assert_eq!((users.count, users.memberships), (600, 1_200));
     for user in &list {
-        assert_eq!(users.get(&user.key).unwrap().id, user.id);
-        let named = users.name_of(&user.key).map(|name| name.to_string());
+        assert_eq!(users.get(Key::of_bytes(&user.key)).unwrap().id, user.id);
+        let named = users.name_of(Key::of_bytes(&user.key)).map(|name| name.to_string());
         assert_eq!(named, (user.key[0] == ALIAS).then(|| user.name.clone()));
     }
     // Renamed: the other entries of the shards stay what they are.
     let renamed = NewUser { key: sub_key("s7"), ..alias(7, "someone.else@example.com") };
     let users = users.replace(&HashSet::from([7]), true, &[renamed]).unwrap();
-    assert_eq!(users.name_of(&sub_key("s7")).unwrap().as_str(), "someone.else@example.com");
+    assert_eq!(users.name_of(Key::of_bytes(&sub_key("s7"))).unwrap().as_str(), "someone.else@example.com");
     for user in list.iter().filter(|user| user.id != 7) {
-        assert_eq!(users.get(&user.key).unwrap().id, user.id);
-        assert_eq!(users.name_of(&user.key).is_some(), user.key[0] == ALIAS);
+        assert_eq!(users.get(Key::of_bytes(&user.key)).unwrap().id, user.id);
+        assert_eq!(users.name_of(Key::of_bytes(&user.key)).is_some(), user.key[0] == ALIAS);
     }
-    assert!(users.get(b"s7").is_none());
+    assert!(users.get(Key::of_bytes(b"s7")).is_none());
 }

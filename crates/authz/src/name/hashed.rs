@@ -1,0 +1,87 @@
+//! A text beside its hash: a name is hashed once, when it is parsed, and not by each check that looks it up.
+
+use std::fmt;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::ops::Deref;
+use std::sync::LazyLock;
+
+use foldhash::quality::RandomState;
+
+/// Seeded anew in each process, so nobody outside can prepare names of one hash.
+static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+
+/// The hash of a text in this process.
+pub(crate) fn hash_of(text: &[u8]) -> u64 {
+    let mut state = STATE.build_hasher();
+    state.write(text);
+    state.finish()
+}
+
+/// Behaves as the text does.
+#[derive(Clone)]
+pub(crate) struct Hashed {
+    text: String,
+    hash: u64,
+}
+
+impl Hashed {
+    /// The same as [`hash_of`] the text.
+    #[inline]
+    pub(crate) fn hash_code(&self) -> u64 {
+        self.hash
+    }
+}
+
+impl From<String> for Hashed {
+    fn from(text: String) -> Self {
+        Self { hash: hash_of(text.as_bytes()), text }
+    }
+}
+
+impl From<Hashed> for String {
+    fn from(hashed: Hashed) -> Self {
+        hashed.text
+    }
+}
+
+impl Deref for Hashed {
+    type Target = str;
+
+    #[inline]
+    fn deref(&self) -> &str {
+        &self.text
+    }
+}
+
+impl fmt::Debug for Hashed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.text.fmt(f)
+    }
+}
+
+impl PartialEq for Hashed {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Hashed {}
+
+impl PartialOrd for Hashed {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Hashed {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.text.cmp(&other.text)
+    }
+}
+
+// As the text's, which a name is borrowed as.
+impl Hash for Hashed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.text.hash(state);
+    }
+}
