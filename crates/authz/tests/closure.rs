@@ -130,3 +130,19 @@ async fn a_group_cannot_be_put_into_itself_by_the_library() {
     assert!(matches!(own, Err(Error::Cycle { .. })), "{own:?}");
     assert_eq!(stored(&pool).await, expected(&pool).await);
 }
+
+#[tokio::test]
+async fn a_group_that_comes_with_its_edges_in_one_statement_is_closed() {
+    let (_database, pool) = support::database().await;
+    groups(&pool, 3).await;
+    // The last part runs first: the edges are there before the groups.
+    sqlx::query(
+        "with new as (insert into authz.groups (group_id, group_name) values (4, 'g4'), (5, 'g5')),
+              edge as (insert into authz.group_groups values (1, 2), (2, 4), (4, 5), (5, 3))
+         select",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    assert_eq!(stored(&pool).await, expected(&pool).await);
+}
