@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use authz::Error;
 use authz::group;
@@ -144,5 +145,27 @@ async fn a_group_that_comes_with_its_edges_in_one_statement_is_closed() {
     .execute(&pool)
     .await
     .unwrap();
+    assert_eq!(stored(&pool).await, expected(&pool).await);
+}
+
+#[tokio::test]
+async fn a_group_that_is_deleted_meanwhile_is_not_put_into_another() {
+    let (_database, pool) = support::database().await;
+    for name in ["parent", "child"] {
+        group::create(&pool, &g(name), "", &admin()).await.unwrap();
+    }
+    let mut deletion = authz::begin(&pool).await.unwrap();
+    group::delete(&mut deletion, &g("child"), &admin()).await.unwrap();
+    let adding = tokio::spawn({
+        let pool = pool.clone();
+        async move { group::add_group(&pool, &g("parent"), &g("child"), &admin()).await }
+    });
+    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&pool).await.unwrap() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    deletion.commit().await.unwrap();
+    let added = adding.await.unwrap();
+    assert!(matches!(added, Err(Error::UnknownGroup(_))), "{added:?}");
     assert_eq!(stored(&pool).await, expected(&pool).await);
 }
