@@ -293,3 +293,33 @@ async fn nobody_can_say_what_the_database_did() {
     let could = audit::who_could(&pool, &action("workers.scale"), audit::Moment::At(now)).await;
     assert!(could.is_ok(), "{could:?}");
 }
+
+#[tokio::test]
+async fn an_operator_that_somebody_makes_in_public_decides_nothing() {
+    let (database, pool) = world().await;
+    sqlx::raw_sql(
+        "insert into authz.users (user_name) values ('eve');
+         insert into authz.actions (action_name) values ('tea.make');
+         insert into authz.user_actions (user_id, action_name) select user_id, 'tea.make' from authz.users where user_name = 'eve';
+         create function public.append(text[], text) returns text[] language sql as 'select array[''tea.make'']';
+         create operator public.|| (leftarg = text[], rightarg = text, function = public.append)",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let service = as_role(database.url(), "authz_service").await;
+    let hijacked: Vec<String> =
+        sqlx::query_scalar("select array['a'] || 'b'::text").fetch_one(&service).await.unwrap();
+    assert_eq!(hijacked, ["tea.make"], "the operator is found by whoever does not protect himself");
+    for (name, may) in [("eve", false), ("ada", true)] {
+        let can: bool = sqlx::query_scalar("select authz.can($1, 'workers.scale')")
+            .bind(name)
+            .fetch_one(&service)
+            .await
+            .unwrap();
+        assert_eq!(can, may, "{name}");
+        let covering: Vec<String> =
+            sqlx::query_scalar("select authz.covering('workers.scale')").fetch_one(&service).await.unwrap();
+        assert_eq!(covering, ["workers.scale", "*", "workers.*"]);
+    }
+}
