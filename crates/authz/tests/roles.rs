@@ -323,3 +323,26 @@ async fn an_operator_that_somebody_makes_in_public_decides_nothing() {
         assert_eq!(covering, ["workers.scale", "*", "workers.*"]);
     }
 }
+
+#[tokio::test]
+async fn an_aggregate_that_somebody_makes_in_public_is_not_loaded() {
+    let (database, pool) = world().await;
+    sqlx::raw_sql(
+        "insert into authz.users (user_name) values ('eve');
+         insert into authz.groups (group_name) values ('tea');
+         insert into authz.group_users (group_id, user_id) select g.group_id, u.user_id
+             from authz.groups g, authz.users u where g.group_name = 'tea' and u.user_name = 'eve';
+         insert into authz.group_actions (group_id, action_name) select group_id, 'tea.*' from authz.groups where group_name = 'tea';
+         create function public.to_ops(bigint[], bigint) returns bigint[] language sql as
+             $$ select array[group_id] from authz.groups where group_name = 'ops' $$;
+         create aggregate public.array_agg(bigint) (sfunc = public.to_ops, stype = bigint[])",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let reader = as_role(database.url(), "authz_reader").await;
+    let snapshot = Snapshot::options().start(reader).await.unwrap();
+    for (name, may) in [("eve", false), ("ada", true)] {
+        assert_eq!(snapshot.check(&user(name), &action("workers.scale")).unwrap().is_allow(), may, "{name}");
+    }
+}
