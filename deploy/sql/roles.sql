@@ -15,6 +15,18 @@
 -- transaction than it was; and nobody remove one but the auditor, by whole months that are sealed. The auditor writes the
 -- seals, too; so keep exports, and checkpoints of the chain, where whoever has that role cannot change them.
 
+-- They hold only where nobody else can create in a schema of their search path: an operator, function or aggregate of
+-- somebody's in `public` that fits a call better than PostgreSQL's own runs with the rights of whoever comes by.
+
+do $$
+begin
+    if exists (select from pg_namespace n, aclexplode(coalesce(n.nspacl, acldefault('n', n.nspowner))) a
+               where n.nspname = 'public' and a.grantee = 0 and a.privilege_type = 'CREATE') then
+        raise warning 'everybody may create in schema public of this database, and so act with the rights of these roles'
+            using hint = 'revoke create on schema public from public';
+    end if;
+end $$;
+
 do $$
 declare
     wanted text;

@@ -215,10 +215,10 @@ pub async fn add_group<'c>(
     actor: &Actor,
 ) -> Result<Revision, Error> {
     let mut tx = audit::begin(connection, actor).await?;
+    // The lock first: between the looks and the insert neither group must go, nor another edge that closes the cycle come.
+    sqlx::query!("select authz.hold_revision()").fetch_one(&mut *tx).await?;
     let parent_id = local_id(&mut tx, parent).await?;
     let child_id = id(&mut tx, child).await?;
-    // The lock first: another edge that closes the cycle must not slip in between the look and the insert.
-    sqlx::query!("select authz.hold_revision()").fetch_one(&mut *tx).await?;
     let cycle = sqlx::query_scalar!(
         r#"select exists (select from authz.group_ancestors where group_id = $1 and ancestor_id = $2) as "cycle!""#,
         parent_id,

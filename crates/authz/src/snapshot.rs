@@ -28,9 +28,10 @@
 //! host's pool then needs what every user of sqlx needs there, `statement_cache_capacity(0)`; notifications do not come
 //! through, so polling alone keeps the snapshot fresh.
 //!
-//! Behind a standby of a standby, an outage between the primary and the first of them cannot be seen from the second.
-//! Where that matters set [`Options::max_directory_age`]: what a sync writes on the primary must then arrive. Several
-//! standbys may share one name; a poll that meets one which is not as far as the last one counts as no answer.
+//! Behind a standby of a standby, an outage between the primary and the first of them cannot be seen from the second. What a
+//! subscriber of logical replication lags cannot be seen at all, since it looks like a primary. Where that matters set
+//! [`Options::max_directory_age`]: what a sync writes on the primary must then arrive. Several standbys may share one name; a
+//! poll that meets one which is not as far as the last one counts as no answer.
 //!
 //! The listener has a connection of its own, opened with the options of the host's pool. A poll takes one from the
 //! pool; a pool that the host has used up lets the snapshot grow old.

@@ -51,6 +51,12 @@ async fn what_is_recorded_is_no_difference_whoever_did_it_and_however() {
         "update authz.groups set status = 'deleted' where group_name = 'h'",
         "insert into authz.group_directories values (1, 0)",
         "begin; delete from authz.user_actions; insert into authz.user_actions (user_id, action_name) values (2, 'x.*'); commit",
+        // Taken and given again by one statement, whose parts do not end in the order of their rows.
+        "insert into authz.user_actions (user_id, action_name) values (1, 'x.*')",
+        "with taken as (delete from authz.user_actions where action_name = 'x.*' returning user_id)
+         insert into authz.user_actions (user_id, action_name, reason) select user_id, 'x.*', 'again' from taken limit 1",
+        "with moved as (update authz.user_actions set action_name = 'y.*' where action_name = 'x.*' returning user_id)
+         insert into authz.user_actions (user_id, action_name) select user_id, 'x.*' from moved limit 1",
     ] {
         pool.execute(sql).await.expect(sql);
         assert_eq!(verify_state(&pool).await.unwrap(), [], "{sql}");

@@ -5,6 +5,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use authz::Error;
 use authz::group;
@@ -128,5 +129,43 @@ async fn a_group_cannot_be_put_into_itself_by_the_library() {
     assert!(matches!(cycle, Err(Error::Cycle { .. })), "{cycle:?}");
     let own = group::add_group(&pool, &g("a"), &g("a"), &admin()).await;
     assert!(matches!(own, Err(Error::Cycle { .. })), "{own:?}");
+    assert_eq!(stored(&pool).await, expected(&pool).await);
+}
+
+#[tokio::test]
+async fn a_group_that_comes_with_its_edges_in_one_statement_is_closed() {
+    let (_database, pool) = support::database().await;
+    groups(&pool, 3).await;
+    // The last part runs first: the edges are there before the groups.
+    sqlx::query(
+        "with new as (insert into authz.groups (group_id, group_name) values (4, 'g4'), (5, 'g5')),
+              edge as (insert into authz.group_groups values (1, 2), (2, 4), (4, 5), (5, 3))
+         select",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    assert_eq!(stored(&pool).await, expected(&pool).await);
+}
+
+#[tokio::test]
+async fn a_group_that_is_deleted_meanwhile_is_not_put_into_another() {
+    let (_database, pool) = support::database().await;
+    for name in ["parent", "child"] {
+        group::create(&pool, &g(name), "", &admin()).await.unwrap();
+    }
+    let mut deletion = authz::begin(&pool).await.unwrap();
+    group::delete(&mut deletion, &g("child"), &admin()).await.unwrap();
+    let adding = tokio::spawn({
+        let pool = pool.clone();
+        async move { group::add_group(&pool, &g("parent"), &g("child"), &admin()).await }
+    });
+    let waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&pool).await.unwrap() == 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    deletion.commit().await.unwrap();
+    let added = adding.await.unwrap();
+    assert!(matches!(added, Err(Error::UnknownGroup(_))), "{added:?}");
     assert_eq!(stored(&pool).await, expected(&pool).await);
 }

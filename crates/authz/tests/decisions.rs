@@ -238,6 +238,12 @@ async fn reach_is_the_closure_joined_with_the_grants() {
         "truncate authz.group_groups",
         "insert into authz.group_groups values (10, 11), (11, 12), (12, 10)",
         "truncate authz.group_actions",
+        // A grant taken and given again by one statement, whose parts do not end in the order of their rows.
+        "insert into authz.group_actions (group_id, action_name) values (11, 'queue.read'), (12, 'queue.read')",
+        "with taken as (delete from authz.group_actions where action_name = 'queue.read' returning group_id)
+         insert into authz.group_actions (group_id, action_name, reason) select group_id, 'queue.read', 'again' from taken limit 1",
+        "with moved as (update authz.group_actions set action_name = 'queue.*' where action_name = 'queue.read' returning group_id)
+         insert into authz.group_actions (group_id, action_name) select group_id, 'queue.read' from moved limit 1",
     ] {
         sql(&pool, statement).await;
         let differing: i64 = sqlx::query_scalar(

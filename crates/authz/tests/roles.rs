@@ -293,3 +293,56 @@ async fn nobody_can_say_what_the_database_did() {
     let could = audit::who_could(&pool, &action("workers.scale"), audit::Moment::At(now)).await;
     assert!(could.is_ok(), "{could:?}");
 }
+
+#[tokio::test]
+async fn an_operator_that_somebody_makes_in_public_decides_nothing() {
+    let (database, pool) = world().await;
+    sqlx::raw_sql(
+        "insert into authz.users (user_name) values ('eve');
+         insert into authz.actions (action_name) values ('tea.make');
+         insert into authz.user_actions (user_id, action_name) select user_id, 'tea.make' from authz.users where user_name = 'eve';
+         create function public.append(text[], text) returns text[] language sql as 'select array[''tea.make'']';
+         create operator public.|| (leftarg = text[], rightarg = text, function = public.append)",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let service = as_role(database.url(), "authz_service").await;
+    let hijacked: Vec<String> =
+        sqlx::query_scalar("select array['a'] || 'b'::text").fetch_one(&service).await.unwrap();
+    assert_eq!(hijacked, ["tea.make"], "the operator is found by whoever does not protect himself");
+    for (name, may) in [("eve", false), ("ada", true)] {
+        let can: bool = sqlx::query_scalar("select authz.can($1, 'workers.scale')")
+            .bind(name)
+            .fetch_one(&service)
+            .await
+            .unwrap();
+        assert_eq!(can, may, "{name}");
+        let covering: Vec<String> =
+            sqlx::query_scalar("select authz.covering('workers.scale')").fetch_one(&service).await.unwrap();
+        assert_eq!(covering, ["workers.scale", "*", "workers.*"]);
+    }
+}
+
+#[tokio::test]
+async fn an_aggregate_that_somebody_makes_in_public_is_not_loaded() {
+    let (database, pool) = world().await;
+    sqlx::raw_sql(
+        "insert into authz.users (user_name) values ('eve');
+         insert into authz.groups (group_name) values ('tea');
+         insert into authz.group_users (group_id, user_id) select g.group_id, u.user_id
+             from authz.groups g, authz.users u where g.group_name = 'tea' and u.user_name = 'eve';
+         insert into authz.group_actions (group_id, action_name) select group_id, 'tea.*' from authz.groups where group_name = 'tea';
+         create function public.to_ops(bigint[], bigint) returns bigint[] language sql as
+             $$ select array[group_id] from authz.groups where group_name = 'ops' $$;
+         create aggregate public.array_agg(bigint) (sfunc = public.to_ops, stype = bigint[])",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    let reader = as_role(database.url(), "authz_reader").await;
+    let snapshot = Snapshot::options().start(reader).await.unwrap();
+    for (name, may) in [("eve", false), ("ada", true)] {
+        assert_eq!(snapshot.check(&user(name), &action("workers.scale")).unwrap().is_allow(), may, "{name}");
+    }
+}

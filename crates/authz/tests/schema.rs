@@ -251,18 +251,39 @@ async fn updates_and_truncates_by_hand_are_recorded_for_what_they_are() {
 async fn a_grant_ends_at_a_date_or_never() {
     let (_database, pool) = support::database().await;
     pool.execute("insert into authz.users (user_id, user_name) values (1, 'a')").await.unwrap();
-    for end in ["infinity", "-infinity", "10000-01-01 UTC"] {
-        let error = sqlx::query("insert into authz.user_actions (user_id, action_name, expires_at) values (1, '*', $1::text::timestamptz)")
-            .bind(end)
-            .execute(&pool)
-            .await
-            .unwrap_err();
-        assert_eq!(
-            error.as_database_error().and_then(|e| e.constraint()),
-            Some("expires_at_is_a_date"),
-            "{end}"
-        );
+    let (ended, granted) = ("expires_at_is_a_date", "granted_at_is_a_date");
+    for (end, start, constraint) in [
+        ("infinity", "now", ended),
+        ("-infinity", "now", ended),
+        ("10000-01-01 UTC", "now", ended),
+        ("0044-03-15 BC", "now", ended),
+        ("1969-12-31 23:59:59 UTC", "now", ended),
+        ("now", "0044-03-15 BC", granted),
+    ] {
+        let error = sqlx::query(
+            "insert into authz.user_actions (user_id, action_name, expires_at, granted_at)
+             values (1, '*', $1::text::timestamptz, $2::text::timestamptz)",
+        )
+        .bind(end)
+        .bind(start)
+        .execute(&pool)
+        .await
+        .unwrap_err();
+        assert_eq!(error.as_database_error().and_then(|e| e.constraint()), Some(constraint), "{end}");
     }
+    // Whatever the session makes of it, the explanation and the trail can be read.
+    pool.execute(
+        "insert into authz.actions values ('x');
+         begin;
+         set local timezone = 'Asia/Kolkata';
+         insert into authz.user_actions (user_id, action_name, expires_at, granted_at) values (1, '*', 'epoch', 'epoch');
+         commit",
+    )
+    .await
+    .unwrap();
+    assert_eq!(authz::explain(&pool, &u("a"), &a("x")).await.unwrap().expired.len(), 1);
+    let now = sqlx::query_scalar("select now()").fetch_one(&pool).await.unwrap();
+    assert!(audit::who_could(&pool, &a("x"), audit::Moment::At(now)).await.unwrap().is_empty());
 }
 
 #[tokio::test]

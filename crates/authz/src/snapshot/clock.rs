@@ -1,16 +1,22 @@
 //! The clocks of a snapshot: a cheap one for its age, an exact one for when a grant ends.
 
+/// What both clocks show when the machine starts (elsewhere than on Linux: the process): 146 years.
+///
+/// INVARIANT: what lies before the start is as old as it is, for a standby can lag by more than the machine has been up
+/// (held by `state_from_before_the_machine_started_is_too_old`).
+const START: u64 = 1 << 62;
+
 /// Nanoseconds of a clock that never goes back. The cheap reading is the kernel's last tick, so it may lag the
 /// exact one by [`resolution`]; `Instant::now` costs as much as the rest of a check.
 #[cfg(target_os = "linux")]
 pub(super) fn coarse() -> u64 {
-    nanos(rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse))
+    START.saturating_add(nanos(rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse)))
 }
 
 /// The same clock, exactly.
 #[cfg(target_os = "linux")]
 pub(super) fn exact() -> u64 {
-    nanos(rustix::time::clock_gettime(rustix::time::ClockId::Monotonic))
+    START.saturating_add(nanos(rustix::time::clock_gettime(rustix::time::ClockId::Monotonic)))
 }
 
 /// How far [`coarse`] may lag, in nanoseconds.
@@ -38,9 +44,9 @@ pub(super) fn coarse() -> u64 {
 
 #[cfg(not(target_os = "linux"))]
 pub(super) fn exact() -> u64 {
-    static START: std::sync::LazyLock<std::time::Instant> = std::sync::LazyLock::new(std::time::Instant::now);
-    // Never 0: that is what a closed snapshot holds.
-    u64::try_from(START.elapsed().as_nanos()).unwrap_or(u64::MAX).saturating_add(1)
+    static STARTED: std::sync::LazyLock<std::time::Instant> =
+        std::sync::LazyLock::new(std::time::Instant::now);
+    START.saturating_add(u64::try_from(STARTED.elapsed().as_nanos()).unwrap_or(u64::MAX))
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection, PgConnection, Postgres, Transaction};
+use sqlx::{Connection, Executor, PgConnection, Postgres, Transaction};
 
 use super::clock;
 use crate::decision::Revision;
@@ -39,6 +39,25 @@ pub(super) enum DirectoryAge {
     Ago(Duration),
 }
 
+/// What is read in the transaction of a poll.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reads {
+    /// The answers of the poll.
+    Revision,
+    /// Permissions as well.
+    Permissions,
+}
+
+/// Holds the tables of the permissions before the transaction sees anything, and looks nothing up in schemas where others may
+/// create.
+///
+/// INVARIANT: permissions are read as of the revision. `truncate` takes rows away from a transaction that began to see before
+/// it, unless that holds the table (held by `readers_never_see_a_table_that_was_emptied_and_filled_again`).
+const HOLD: &str = "
+    set local search_path = pg_catalog, pg_temp;
+    lock table authz.users, authz.groups, authz.group_users, authz.group_groups, authz.group_directories,
+               authz.group_ancestors, authz.actions, authz.user_actions, authz.group_actions in access share mode";
+
 /// Begins a transaction that sees one state throughout, behind a pooler on one server connection, and asks first.
 ///
 /// How far a standby lags is asked before the transaction begins to see, never after: what is replayed in between is
@@ -46,12 +65,16 @@ pub(super) enum DirectoryAge {
 pub(super) async fn begin(
     connection: &mut PgConnection,
     directories: bool,
+    reads: Reads,
 ) -> Result<(Transaction<'_, Postgres>, Poll), Error> {
     let sent = clock::exact();
     let lag = lag(&mut *connection).await?;
     let (lag, lagging) = (lag.micros.saturating_mul(1_000), lag.server);
     let mut transaction =
         connection.begin_with("begin transaction isolation level repeatable read, read only").await?;
+    if reads == Reads::Permissions {
+        transaction.execute(HOLD).await?;
+    }
     // What the answer says of the time counts from here, so the database's clock is never taken to show less.
     let asked = clock::awake_or_asleep_micros();
     let row = sqlx::query!(

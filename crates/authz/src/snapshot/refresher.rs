@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::load::{Loaded, load};
 use super::model::Model;
-use super::poll::{self, Poll};
+use super::poll::{self, Poll, Reads};
 use super::shared::Shared;
 use super::state::State;
 use super::{Options, changes, follow, listen};
@@ -195,10 +195,20 @@ async fn refresh_on(
     kind: &mut Kind,
 ) -> Result<Refreshed, Error> {
     let patience = options.max_staleness.max(LEAST_PATIENCE);
-    let (mut transaction, poll) =
-        within(patience, poll::begin(connection, options.max_directory_age.is_some())).await?;
+    let directories = options.max_directory_age.is_some();
+    // Without a model there is all to be read.
+    if let (Some(old), true) = (&old, model.is_some()) {
+        let asking = poll::begin(&mut *connection, directories, Reads::Revision);
+        let (transaction, poll) = within(patience, asking).await?;
+        within(patience, async { Ok(transaction.commit().await?) }).await?;
+        if (old.revision, old.mark) == (poll.revision, poll.mark) {
+            return Ok(Refreshed { poll, loaded: None });
+        }
+    }
 
-    let mut loaded = None;
+    *kind = Kind::Incremental;
+    let asking = poll::begin(connection, directories, Reads::Permissions);
+    let (mut transaction, poll) = within(patience, asking).await?;
     if let Some(old) = &old
         && poll.on_standby
         && poll.revision < old.revision
@@ -207,25 +217,20 @@ async fn refresh_on(
         return Err(Error::SnapshotBehind { wanted: old.revision, has: poll.revision });
     }
     let at = (poll.revision, poll.mark);
-    let unchanged = model.is_some() && old.as_ref().is_some_and(|old| (old.revision, old.mark) == at);
-    if !unchanged {
-        *kind = Kind::Incremental;
-        if let (Some(model), Some(old)) = (model.take(), old) {
-            loaded = within(patience, async {
-                match changes::since(&mut transaction, (old.revision, old.mark), poll.revision).await? {
-                    None => Ok(None),
-                    Some(found) => {
-                        follow::follow(&mut transaction, model, old, found, at, options.by_sub).await
-                    }
-                }
-            })
-            .await?;
-        }
-        if loaded.is_none() {
-            *kind = Kind::Full;
-            let patience = options.max_staleness.saturating_mul(10).max(LOAD_PATIENCE);
-            loaded = Some(within(patience, load(&mut transaction, at, options.by_sub)).await?);
-        }
+    let mut loaded = None;
+    if let (Some(model), Some(old)) = (model.take(), old) {
+        loaded = within(patience, async {
+            match changes::since(&mut transaction, (old.revision, old.mark), poll.revision).await? {
+                None => Ok(None),
+                Some(found) => follow::follow(&mut transaction, model, old, found, at, options.by_sub).await,
+            }
+        })
+        .await?;
+    }
+    if loaded.is_none() {
+        *kind = Kind::Full;
+        let patience = options.max_staleness.saturating_mul(10).max(LOAD_PATIENCE);
+        loaded = Some(within(patience, load(&mut transaction, at, options.by_sub)).await?);
     }
     within(patience, async { Ok(transaction.commit().await?) }).await?;
     Ok(Refreshed { poll, loaded })

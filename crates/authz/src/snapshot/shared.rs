@@ -297,6 +297,19 @@ mod tests {
     }
 
     #[test]
+    fn state_from_before_the_machine_started_is_too_old() {
+        const YEAR: u64 = 365 * 24 * 60 * 60 * 1_000_000_000;
+        let year = Duration::from_nanos(YEAR);
+        let options = Options::default().max_staleness(10 * year);
+        for (lag, usable) in [(9 * YEAR, true), (11 * YEAR, false), (u64::MAX, false)] {
+            let as_of = clock::exact().saturating_sub(lag);
+            let shared = Shared::new(&options, state(0), &poll(as_of));
+            assert_eq!(shared.judge(b"nobody", "nothing").0 != Answer::Unusable, usable, "{lag}");
+            assert!(shared.age() >= Duration::from_nanos(lag).min(100 * year), "{:?}", shared.age());
+        }
+    }
+
+    #[test]
     fn directory_that_is_too_old_stops_all_answers() {
         let options = Options::default().max_directory_age(Duration::from_mins(1));
         for (directory, usable) in [
