@@ -15,6 +15,9 @@ pub const MAX_NAME_BYTES: usize = 320;
 /// Longest name of an action or pattern, in bytes.
 pub const MAX_ACTION_BYTES: usize = 255;
 
+/// Longest `sub`, in bytes: OpenID Connect allows 255 characters of ASCII.
+pub(crate) const MAX_SUB_BYTES: usize = 255;
+
 /// Why a text is not a name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -216,7 +219,7 @@ impl Sub {
     /// # Errors
     /// [`NameError`] if it is empty, longer than 255 bytes, or holds white space or control characters.
     pub fn parse(text: &str) -> Result<Self, NameError> {
-        const LIMIT: usize = 255;
+        const LIMIT: usize = MAX_SUB_BYTES;
         if text.is_empty() {
             return Err(NameError::Empty { kind: "sub" });
         }

@@ -328,3 +328,20 @@ async fn sub_needs_to_be_asked_for() {
         Err(Error::Unindexed)
     ));
 }
+
+#[tokio::test]
+async fn id_that_is_too_long_for_a_sub_stops_nobody_else() {
+    let (_database, pool) = database().await;
+    run(&pool, WORLD).await;
+    let with_id = "insert into authz.users (user_id, user_name, external_id) values ($2, $1, repeat('1', $2))";
+    let [loaded, followed] = ["first@example.com", "second@example.com"];
+    sqlx::query(with_id).bind(loaded).bind(2_500).execute(&pool).await.unwrap();
+    let snapshot = Snapshot::options().by_sub(true).start(pool.clone()).await.unwrap();
+    sqlx::query(with_id).bind(followed).bind(2_499).execute(&pool).await.unwrap();
+    snapshot.at_least(authz::revision::current(&pool).await.unwrap()).await.unwrap();
+    assert!(may(&snapshot, "ada").unwrap());
+    for name in [loaded, followed] {
+        let verdict = snapshot.check(&user(name), &action("nothing")).unwrap();
+        assert!(matches!(verdict, Verdict::Deny { reason: Denial::UnknownAction, .. }), "{name}: {verdict:?}");
+    }
+}

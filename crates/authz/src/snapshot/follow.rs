@@ -14,7 +14,7 @@ use super::state::State;
 use super::users::{self, Key, NewUser, Unfit};
 use crate::decision::Revision;
 use crate::error::Error;
-use crate::name::{ActionName, ActionPattern};
+use crate::name::{ActionName, ActionPattern, MAX_SUB_BYTES};
 
 /// What the rows have to be made anew for.
 #[derive(Debug, Default)]
@@ -308,7 +308,7 @@ async fn read_users(
         model.nodes_of(row.user_id, row.directory_id, row.groups.into_iter(), &mut nodes);
         let keys = [
             Some(row.user_name.clone().into_bytes()),
-            row.external_id.filter(|_| by_sub).map(|sub| users::sub_key(&sub)),
+            row.external_id.filter(|id| by_sub && id.len() <= MAX_SUB_BYTES).map(|sub| users::sub_key(&sub)),
         ];
         for key in keys.into_iter().flatten() {
             users::fits(&key, &nodes)?;

@@ -13,6 +13,7 @@ use super::state::{Size, State};
 use super::users::{self, Builder, Nodes, Unfit};
 use crate::decision::Revision;
 use crate::error::Error;
+use crate::name::MAX_SUB_BYTES;
 
 /// The users by themselves: a join would have the server hash all of them.
 const USERS: &str = "copy (
@@ -258,7 +259,9 @@ struct Person<'a> {
 
 impl People {
     fn push(&mut self, [user_id, status, directory_id, name, sub]: [Field<'_>; 5]) -> Result<(), Error> {
-        let (name, sub, text) = (name.text()?, sub.text_or_null()?, self.text.len());
+        // Nobody can ask by a longer one.
+        let sub = sub.text_or_null()?.filter(|sub| sub.len() <= MAX_SUB_BYTES);
+        let (name, text) = (name.text()?, self.text.len());
         self.text.push_str(name);
         self.text.push_str(sub.unwrap_or_default());
         // Postgres holds no text of 1 GiB.
