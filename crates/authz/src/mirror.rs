@@ -5,6 +5,7 @@
 //! change), then [`Planned::apply`] or [`Planned::discard`], and [`Run::fail`] for everything that goes wrong.
 
 mod apply;
+mod beside;
 mod compare_members;
 mod history;
 mod known;

@@ -249,7 +249,10 @@ async fn page_that_is_lost_is_not_absence() {
     // It goes to a table that somebody has locked, and nobody waits.
     let mut locker = pool.begin().await.unwrap();
     sqlx::raw_sql("lock table authz.sync_stage_members").execute(&mut *locker).await.unwrap();
-    let mut finishing = Box::pin(run.finish_members("g", false));
+    let mut finishing = Box::pin(async {
+        run.finish_members("g", false).await?;
+        run.staged().await
+    });
     let waits = "select count(*) from pg_stat_activity
                  where datname = current_database() and wait_event_type = 'Lock' and query like 'copy authz.sync_stage_members%'";
     let sent = async {

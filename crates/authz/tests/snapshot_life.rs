@@ -333,7 +333,8 @@ async fn sub_needs_to_be_asked_for() {
 async fn id_that_is_too_long_for_a_sub_stops_nobody_else() {
     let (_database, pool) = database().await;
     run(&pool, WORLD).await;
-    let with_id = "insert into authz.users (user_id, user_name, external_id) values ($2, $1, repeat('1', $2))";
+    let with_id =
+        "insert into authz.users (user_id, user_name, external_id) values ($2, $1, repeat('1', $2))";
     let [loaded, followed] = ["first@example.com", "second@example.com"];
     sqlx::query(with_id).bind(loaded).bind(2_500).execute(&pool).await.unwrap();
     let snapshot = Snapshot::options().by_sub(true).start(pool.clone()).await.unwrap();
@@ -342,6 +343,9 @@ async fn id_that_is_too_long_for_a_sub_stops_nobody_else() {
     assert!(may(&snapshot, "ada").unwrap());
     for name in [loaded, followed] {
         let verdict = snapshot.check(&user(name), &action("nothing")).unwrap();
-        assert!(matches!(verdict, Verdict::Deny { reason: Denial::UnknownAction, .. }), "{name}: {verdict:?}");
+        assert!(
+            matches!(verdict, Verdict::Deny { reason: Denial::UnknownAction, .. }),
+            "{name}: {verdict:?}"
+        );
     }
 }

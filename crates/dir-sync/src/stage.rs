@@ -100,6 +100,8 @@ pub(crate) async fn stage(
         }
         run.finish_members(&group_id, include_external).await?;
     }
+    // Also where the crawl was cut off: then the staging area is emptied, and nothing may come into it after that.
+    run.staged().await?;
     Ok(met)
 }
 

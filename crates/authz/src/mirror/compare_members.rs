@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
+use sqlx::PgPool;
+
 use super::Run;
 use super::known::KnownUsers;
 use super::members::StagedMembers;
@@ -23,31 +25,41 @@ struct Differences {
     gone: Vec<i64>,
 }
 
+/// Whom the mirror has in groups, by the directory's id of the group: each user and the role in one number, see `role_of`.
+pub(super) type Present = HashMap<String, Vec<i64>>;
+
+/// Reads whom the mirror has in these groups of the directory.
+pub(super) async fn read_present(
+    pool: &PgPool,
+    directory_id: i32,
+    groups: Vec<String>,
+) -> Result<Present, Error> {
+    let rows = sqlx::query!(
+        r#"
+        select g.external_id as "external_id!",
+               array(select gu.user_id * 4 + case gu.role when 'member' then 2 when 'owner' then 0 else 1 end
+                     from authz.group_users gu
+                     where gu.group_id = g.group_id) as "members!"
+        from authz.groups g
+        where g.directory_id = $1 and g.external_id = any ($2) and g.status = 'active'
+        "#,
+        directory_id,
+        &groups,
+    )
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.external_id, row.members)).collect())
+}
+
 impl Run {
     /// Leaves of each listing what the mirror does not have, and stages whom the mirror has besides. Returns for each
     /// group how many of its members the mirror has as listed.
     pub(super) async fn compare_listings(
         &self,
         listings: &mut [Listing],
+        mut present: Present,
         users: &KnownUsers,
     ) -> Result<Vec<(String, u64)>, Error> {
-        let groups: Vec<_> = listings.iter().map(|listing| listing.group.clone()).collect();
-        // A user and the role in one number, so that a group is one value: see `role_of`.
-        let rows = sqlx::query!(
-            r#"
-            select g.external_id as "external_id!",
-                   array(select gu.user_id * 4 + case gu.role when 'member' then 2 when 'owner' then 0 else 1 end
-                         from authz.group_users gu
-                         where gu.group_id = g.group_id) as "members!"
-            from authz.groups g
-            where g.directory_id = $1 and g.external_id = any ($2) and g.status = 'active'
-            "#,
-            self.directory_id,
-            &groups,
-        )
-        .fetch_all(&self.pool)
-        .await?;
-        let mut present: HashMap<_, _> = rows.into_iter().map(|row| (row.external_id, row.members)).collect();
         let (mut same, mut gone_groups, mut gone_users) = (Vec::new(), Vec::new(), Vec::new());
         for Listing { group, members } in listings {
             let found = differences(members, present.remove(group.as_str()).unwrap_or_default(), users);

@@ -1,12 +1,12 @@
 //! What the mirror holds when a run begins, small enough to keep in memory: a listed row that it knows need not be staged.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 
+use foldhash::quality::RandomState;
 use futures_util::TryStreamExt;
 use hashbrown::HashTable;
 use sqlx::{Connection, PgPool};
-use tokio::task::JoinHandle;
 
 use super::users::ListedUser;
 use crate::error::Error;
@@ -20,32 +20,6 @@ pub(super) struct KnownUsers {
     users: HashTable<Known>,
     /// Users without an id of the directory's, who are never listed.
     without_id: Vec<i64>,
-}
-
-/// Users that are being read beside what else the run does; dropped, it ends.
-pub(super) struct Reading(JoinHandle<Result<KnownUsers, Error>>);
-
-impl Reading {
-    /// Begins.
-    pub(super) fn begin(pool: &PgPool, directory_id: i32) -> Self {
-        let pool = pool.clone();
-        Self(tokio::spawn(async move { KnownUsers::load(&pool, directory_id).await }))
-    }
-
-    pub(super) fn is_finished(&self) -> bool {
-        self.0.is_finished()
-    }
-
-    /// Waits for them.
-    pub(super) async fn end(mut self) -> Result<KnownUsers, Error> {
-        (&mut self.0).await.map_err(|_| sqlx::Error::WorkerCrashed)?
-    }
-}
-
-impl Drop for Reading {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// A user of the mirror by keyed hashes, since there are many.

@@ -10,7 +10,6 @@ use sqlx::{PgConnection, PgPool};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::known::Reading;
 use super::stage::storable;
 use super::stage_members::Staging;
 use crate::audit::line::{ERROR_LIMIT, shorten};
@@ -118,7 +117,7 @@ impl Run {
             directory_id,
             customer_id,
             staged: Arc::default(),
-            staging: tokio::sync::Mutex::new(Staging::reading(Reading::begin(pool, directory_id))),
+            staging: tokio::sync::Mutex::new(Staging::reading(pool, directory_id)),
             open_steps: AtomicU64::new(0),
             heartbeat,
             backend: Arc::default(),
@@ -153,8 +152,8 @@ impl Run {
     /// # Errors
     /// [`Error::Database`] if not even this could be written; the lease then ends by itself.
     pub async fn fail(mut self, message: &str, api_calls: u64, actor: &Actor) -> Result<Failure, Error> {
-        // It may have the last connection of the pool.
-        self.staging.get_mut().stop_reading();
+        // It may have the last connections of the pool.
+        self.staging.get_mut().stop();
         record_failure(&self.pool, self.run_id, message, api_calls, actor).await
     }
 }

@@ -15,6 +15,10 @@ pub struct StagedMembers {
     rows: Vec<Row>,
 }
 
+/// Members for whom there is room from the start, and bytes for each: to grow by and by takes longer than all the rest.
+const EXPECTED: usize = 256;
+const TEXT: usize = 64;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     User,
@@ -48,7 +52,10 @@ pub(super) struct Staged<'a> {
 
 impl FromIterator<StagedMember> for StagedMembers {
     fn from_iter<I: IntoIterator<Item = StagedMember>>(members: I) -> Self {
-        let mut packed = Self::default();
+        let members = members.into_iter();
+        let expected = members.size_hint().1.unwrap_or_default().min(EXPECTED);
+        let mut packed =
+            Self { text: String::with_capacity(expected * TEXT), rows: Vec::with_capacity(expected) };
         for member in members {
             packed.push(&member);
         }

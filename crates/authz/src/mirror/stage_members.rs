@@ -4,9 +4,12 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
+use sqlx::PgPool;
+
 use super::Run;
-use super::compare_members::Listing;
-use super::known::{KnownDigests, KnownUsers, Reading, load_digests};
+use super::beside::Beside;
+use super::compare_members::{Listing, Present, read_present};
+use super::known::{KnownDigests, KnownUsers, load_digests};
 use super::members::StagedMembers;
 use super::stage::storable;
 use super::users::StagedUsers;
@@ -23,7 +26,7 @@ const AT_MOST: usize = 200_000;
 /// What of a run is in memory.
 #[derive(Default)]
 pub(super) struct Staging {
-    reading_users: Option<Reading>,
+    reading_users: Option<Beside<KnownUsers>>,
     pub(super) users: Option<KnownUsers>,
     /// Pages that came before the mirror's users were read.
     pub(super) waiting_users: Vec<StagedUsers>,
@@ -31,8 +34,12 @@ pub(super) struct Staging {
     open: HashMap<String, Open>,
     finished: HashMap<String, Finished>,
     ready: Vec<(String, StagedMembers)>,
+    /// Members on their way to the staging table; gives the rows that came to be.
+    sending: Option<Beside<u64>>,
     /// Listings that wait for a look at the mirror.
     to_compare: Vec<Listing>,
+    /// Those for which it is being taken.
+    looking: Option<(Vec<Listing>, Beside<Present>)>,
 }
 
 /// A listing under way.
@@ -55,13 +62,17 @@ enum Finished {
 
 impl Staging {
     /// The mirror's users are being read from now on.
-    pub(super) fn reading(users: Reading) -> Self {
-        Self { reading_users: Some(users), ..Self::default() }
+    pub(super) fn reading(pool: &PgPool, directory_id: i32) -> Self {
+        let pool = pool.clone();
+        let reading = Beside::begin(async move { KnownUsers::load(&pool, directory_id).await });
+        Self { reading_users: Some(reading), ..Self::default() }
     }
 
-    /// Nobody will ask for the mirror's users any more.
-    pub(super) fn stop_reading(&mut self) {
+    /// Nobody will ask for what is under way any more.
+    pub(super) fn stop(&mut self) {
         self.reading_users = None;
+        self.sending = None;
+        self.looking = None;
     }
 
     /// Whether a look at the mirror's users would have to wait for them.
@@ -164,8 +175,11 @@ impl Run {
             if !spilled && !matches!(finished, Some(Finished::Staged { .. } | Finished::Compared { .. })) {
                 return Ok(());
             }
-            staging.ready.retain(|(group, _)| group != group_external_id);
             staging.to_compare.retain(|listing| listing.group != group_external_id);
+            // Boxed, as it is seldom there.
+            Box::pin(self.take_compared(&mut staging)).await?;
+            staging.ready.retain(|(group, _)| group != group_external_id);
+            self.take_sent(&mut staging).await?;
             let gone = sqlx::query!(
                 "delete from authz.sync_stage_gone_members where run_id = $1 and group_external_id = $2",
                 self.run_id,
@@ -260,7 +274,9 @@ impl Run {
         staging = self.staging.lock().await;
         self.take_in_users(&mut staging).await?;
         self.compare(&mut staging).await?;
+        self.take_compared(&mut staging).await?;
         self.flush(&mut staging).await?;
+        self.take_sent(&mut staging).await?;
         let unseen = self.known_users(&mut staging).await?.unseen();
         if !unseen.is_empty() {
             sqlx::query!(
@@ -317,14 +333,38 @@ impl Run {
         Ok(())
     }
 
-    /// Leaves of what waits for it only what the mirror does not have.
+    /// Waits until what was staged so far has come to the database, so that nothing is on its way there any more.
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
+    pub async fn staged(&self) -> Result<(), Error> {
+        self.step(async {
+            let mut staging = self.staging.lock().await;
+            self.take_sent(&mut staging).await
+        })
+        .await
+    }
+
+    /// Begins a look at the mirror for the listings that wait for one, once the one before is done.
     async fn compare(&self, staging: &mut Staging) -> Result<(), Error> {
+        self.take_compared(staging).await?;
         if staging.to_compare.is_empty() {
             return Ok(());
         }
-        let mut listings = std::mem::take(&mut staging.to_compare);
+        let listings = std::mem::take(&mut staging.to_compare);
+        let groups = listings.iter().map(|listing| listing.group.clone()).collect();
+        let (pool, directory_id) = (self.pool.clone(), self.directory_id);
+        let look = Beside::begin(async move { read_present(&pool, directory_id, groups).await });
+        staging.looking = Some((listings, look));
+        Ok(())
+    }
+
+    /// Leaves of the listings for which the look at the mirror is taken only what the mirror does not have.
+    async fn take_compared(&self, staging: &mut Staging) -> Result<(), Error> {
+        let Some((mut listings, look)) = staging.looking.take() else { return Ok(()) };
+        let present = look.end().await?;
         let users = self.known_users(staging).await?;
-        for (group, found) in self.compare_listings(&mut listings, users).await? {
+        for (group, found) in self.compare_listings(&mut listings, present, users).await? {
             if let Some(Finished::Compared { same, .. }) = staging.finished.get_mut(&group) {
                 *same = found;
             }
@@ -334,42 +374,63 @@ impl Run {
         Ok(())
     }
 
-    /// Sends what is ready to the staging table, without a key to look up: a listing names nobody twice.
+    /// Sends what is ready to the staging table, without a key to look up: a listing names nobody twice. It is on its way
+    /// then; only what was sent before has arrived.
     async fn flush(&self, staging: &mut Staging) -> Result<(), Error> {
         let ready = std::mem::take(&mut staging.ready);
         if ready.iter().all(|(_, members)| members.len() == 0) {
             return Ok(());
         }
-        let mut bytes = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
-        for (group, members) in &ready {
-            let group = storable(group);
-            for member in members.iter() {
-                bytes.extend(6_i16.to_be_bytes());
-                field(&mut bytes, &self.run_id.to_be_bytes());
-                for text in [group.as_str(), member.kind, member.id] {
-                    field(&mut bytes, text.as_bytes());
-                }
-                match member.name {
-                    Some(name) => field(&mut bytes, name.as_bytes()),
-                    None => bytes.extend((-1_i32).to_be_bytes()),
-                }
-                field(&mut bytes, member.role.as_bytes());
-            }
-        }
-        bytes.extend((-1_i16).to_be_bytes());
-        let mut connection = Lent::from(&self.pool).await?;
-        let mut copy = connection
-            .copy_in_raw(
-                "copy authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role)
-                 from stdin (format binary)",
-            )
-            .await?;
-        copy.send(bytes).await?;
-        let rows = copy.finish().await?;
-        connection.give_back();
-        self.staged.members.fetch_add(rows, Ordering::Relaxed);
+        let rows = copied(self.run_id, &ready);
+        drop(ready);
+        self.take_sent(staging).await?;
+        staging.sending = Some(Beside::begin(send(self.pool.clone(), rows)));
         Ok(())
     }
+
+    /// Waits for what is on its way to the staging table.
+    async fn take_sent(&self, staging: &mut Staging) -> Result<(), Error> {
+        if let Some(sending) = staging.sending.take() {
+            self.staged.members.fetch_add(sending.end().await?, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+/// Members of groups as rows of the staging table, in the form of a binary `COPY`.
+fn copied(run_id: i64, listings: &[(String, StagedMembers)]) -> Vec<u8> {
+    let mut bytes = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
+    for (group, members) in listings {
+        let group = storable(group);
+        for member in members.iter() {
+            bytes.extend(6_i16.to_be_bytes());
+            field(&mut bytes, &run_id.to_be_bytes());
+            for text in [group.as_str(), member.kind, member.id] {
+                field(&mut bytes, text.as_bytes());
+            }
+            match member.name {
+                Some(name) => field(&mut bytes, name.as_bytes()),
+                None => bytes.extend((-1_i32).to_be_bytes()),
+            }
+            field(&mut bytes, member.role.as_bytes());
+        }
+    }
+    bytes.extend((-1_i16).to_be_bytes());
+    bytes
+}
+
+async fn send(pool: PgPool, rows: Vec<u8>) -> Result<u64, Error> {
+    let mut connection = Lent::from(&pool).await?;
+    let mut copy = connection
+        .copy_in_raw(
+            "copy authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role)
+             from stdin (format binary)",
+        )
+        .await?;
+    copy.send(rows).await?;
+    let rows = copy.finish().await?;
+    connection.give_back();
+    Ok(rows)
 }
 
 fn field(bytes: &mut Vec<u8>, value: &[u8]) {

@@ -12,6 +12,10 @@ pub struct StagedUsers {
     rows: Vec<Row>,
 }
 
+/// Users for whom there is room from the start, and bytes for each.
+const EXPECTED: usize = 512;
+const TEXT: usize = 96;
+
 /// Lengths in bytes.
 #[derive(Debug, Clone, Copy)]
 struct Row {
@@ -32,7 +36,10 @@ pub(super) struct ListedUser<'a> {
 
 impl FromIterator<StagedUser> for StagedUsers {
     fn from_iter<I: IntoIterator<Item = StagedUser>>(users: I) -> Self {
-        let mut packed = Self::default();
+        let users = users.into_iter();
+        let expected = users.size_hint().1.unwrap_or_default().min(EXPECTED);
+        let mut packed =
+            Self { text: String::with_capacity(expected * TEXT), rows: Vec::with_capacity(expected) };
         for StagedUser { external_id, name, display_name, suspended } in users {
             let name = name.as_ref().map(UserName::as_str);
             packed.text.extend([&external_id, name.unwrap_or_default(), &display_name]);

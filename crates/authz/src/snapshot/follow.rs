@@ -75,7 +75,9 @@ pub(super) async fn follow(
             // The old entry is where the new one goes, unless the name (or the `sub`) is another.
             let kept: HashSet<i64> = read
                 .iter()
-                .filter(|user| old.users.get(Key::of_bytes(&user.key)).is_some_and(|found| found.id == user.id))
+                .filter(|user| {
+                    old.users.get(Key::of_bytes(&user.key)).is_some_and(|found| found.id == user.id)
+                })
                 .map(|user| user.id)
                 .collect();
             let moved = |id: &i64| by_sub || !kept.contains(id);

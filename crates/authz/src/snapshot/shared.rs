@@ -284,7 +284,10 @@ mod tests {
                 assert!(answer == Answer::Unusable || revision.0 >= wanted, "{revision} {wanted}");
             }
         });
-        assert_eq!(shared.judge(Key::of_bytes(b"nobody"), "nothing"), (Answer::UnknownUser, Revision(99_999)));
+        assert_eq!(
+            shared.judge(Key::of_bytes(b"nobody"), "nothing"),
+            (Answer::UnknownUser, Revision(99_999))
+        );
     }
 
     #[test]
@@ -304,7 +307,11 @@ mod tests {
         for (lag, usable) in [(9 * YEAR, true), (11 * YEAR, false), (u64::MAX, false)] {
             let as_of = clock::exact().saturating_sub(lag);
             let shared = Shared::new(&options, state(0), &poll(as_of));
-            assert_eq!(shared.judge(b"nobody", "nothing").0 != Answer::Unusable, usable, "{lag}");
+            assert_eq!(
+                shared.judge(Key::of_bytes(b"nobody"), "nothing").0 != Answer::Unusable,
+                usable,
+                "{lag}"
+            );
             assert!(shared.age() >= Duration::from_nanos(lag).min(100 * year), "{:?}", shared.age());
         }
     }
@@ -319,7 +326,11 @@ mod tests {
             (Some(DirectoryAge::Never), false),
         ] {
             let shared = Shared::new(&options, state(0), &Poll { directory, ..poll(clock::exact()) });
-            assert_eq!(shared.judge(Key::of_bytes(b"nobody"), "nothing").0 != Answer::Unusable, usable, "{directory:?}");
+            assert_eq!(
+                shared.judge(Key::of_bytes(b"nobody"), "nothing").0 != Answer::Unusable,
+                usable,
+                "{directory:?}"
+            );
             assert!(usable || matches!(shared.why_not(), Error::DirectoryStale { .. }));
         }
     }

@@ -261,11 +261,7 @@ impl Builder {
     pub(super) fn new(expected: usize, nodes_are: Nodes) -> Self {
         // At least two shards, so that the shift stays below the width of the hash.
         let shards = (expected / USERS_PER_SHARD).next_power_of_two().max(2);
-        Self {
-            shift: 64 - shards.trailing_zeros(),
-            shards: vec![Vec::new(); shards],
-            nodes_are,
-        }
+        Self { shift: 64 - shards.trailing_zeros(), shards: vec![Vec::new(); shards], nodes_are }
     }
 
     /// # Errors

@@ -1,9 +1,10 @@
 //! One listing from its first page to its last, and whether it can be trusted.
 
-use std::collections::hash_map::{Entry, RandomState};
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash};
 
+use foldhash::quality::RandomState;
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
@@ -155,12 +156,12 @@ impl<'p, F: Fetch> Walk<'p, F> {
     }
 }
 
-/// What one pass over a listing has seen: hashes, so that it stays small.
+/// What one pass over a listing has seen: hashes, so that it stays small. They are seeded anew for each pass.
 #[derive(Default)]
 struct Ledger {
     hasher: RandomState,
     // An id's hash to its content's. Two ids with one hash would pass for a conflict, never for a duplicate.
-    seen: HashMap<u64, u64>,
+    seen: HashMap<u64, u64, RandomState>,
     tokens: HashSet<String>,
     barren: u32,
 }
