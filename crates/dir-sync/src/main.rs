@@ -130,7 +130,7 @@ async fn monitor(job: &Job, report: &Report, pool: Option<&PgPool>) {
     };
     let text = metrics::render(report, known.as_deref().and_then(<[_]>::first));
     if let Some(path) = &job.monitoring.metrics_file
-        && let Err(error) = metrics::write_file(path, &text)
+        && let Err(error) = metrics::write_file(path, &report.directory, &text)
     {
         tracing::warn!(file = %path.display(), error = error_chain(&error), "the metrics could not be written");
     }

@@ -108,6 +108,25 @@ async fn metrics_file_tells_how_each_run_ended() {
             let outcome = program.option("--metrics-file", &file).output().await;
             (outcome.code, std::fs::read_to_string(file).unwrap())
         }
+#[tokio::test]
+async fn directory_that_was_never_complete_is_not_fresh() {
+    let (database, _pool) = database().await;
+    let (folder, path) = org().write();
+    assert_eq!(Program::job("plan", database.url()).file(&path).output().await.code, 0);
+    let status = ask("status", &database).option("--max-age", "1h").output().await;
+    assert_eq!(status.code, 7, "{status:?}");
+    assert!(status.stdout.contains("never complete, which is more than 1 h 0 min"), "{status:?}");
+    let json = ask("status", &database).option("--output", "json").output().await.json();
+    assert_eq!(json["directories"][0]["age_seconds"], Value::Null);
+
+    let file = folder.path().join("dir_sync.prom");
+    let plan = Program::job("plan", database.url()).file(&path).option("--metrics-file", &file);
+    assert_eq!(plan.output().await.code, 0);
+    let never = "dir_sync_last_complete_sync_timestamp_seconds{directory=\"main\"} 0";
+    let told = std::fs::read_to_string(file).unwrap();
+    assert!(told.lines().any(|line| line == never), "or no alert ever fires: {told}");
+}
+
     };
     let (code, text) = with_metrics(run_of(&database, &path)).await;
     assert_eq!(code, 0);
@@ -140,6 +159,9 @@ async fn metrics_file_tells_how_each_run_ended() {
     let nowhere =
         run_of(&database, &path).option("--metrics-file", "/nonexistent/dir_sync.prom").output().await;
     assert_eq!(nowhere.code, 0, "metrics that cannot be written are a warning: {nowhere:?}");
+    let known = format!("dir_sync_last_complete_sync_timestamp_seconds{{directory=\"main\"}} {since}");
+    assert!(text.lines().any(|line| line == known), "an alert on its age needs it: {text}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
     assert!(nowhere.stderr.contains("could not be written"), "{nowhere:?}");
 }
 
@@ -168,7 +190,8 @@ async fn push_gateway_is_told_and_never_fails_a_run() {
     let outcome = run_of(&database, &path).option("--push-gateway", format!("{address}/")).output().await;
     assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""), "{outcome:?}");
     let request = taken.await.unwrap();
-    assert!(request.starts_with("PUT /metrics/job/dir-sync/directory/main HTTP/1.1\r\n"), "{request}");
+    // Not with PUT: that would take away what this run cannot tell, such as the freshness of an unreachable database.
+    assert!(request.starts_with("POST /metrics/job/dir-sync/directory/main HTTP/1.1\r\n"), "{request}");
     assert!(request.contains("dir_sync_last_run_exit_code{directory=\"main\"} 0\n"), "{request}");
 
     let (refusing, _taken) = gateway(400).await;

@@ -97,7 +97,10 @@ pub async fn freshness(
         Freshness,
         r#"
         select d.directory_name as directory, d.last_complete_sync_at,
-               greatest(extract(epoch from clock_timestamp() - d.last_complete_sync_at), 0)::float8 as age_seconds,
+               -- `greatest` alone makes zero of null: fresh, of what was never complete.
+               case when d.last_complete_sync_at is not null
+                    then greatest(extract(epoch from clock_timestamp() - d.last_complete_sync_at), 0)
+               end::float8 as age_seconds,
                r.run_id as "last_run_id?", r.status as "last_status?", r.finished_at as last_finished_at,
                l.run_id as "lease_run_id?",
                extract(epoch from l.expires_at - clock_timestamp())::float8 as lease_seconds
