@@ -205,11 +205,20 @@ pub async fn missing_privileges(executor: impl PgExecutor<'_>) -> Result<Vec<Str
             ('sync_stage_users', array['select', 'insert', 'delete']),
             ('sync_stage_groups', array['select', 'insert', 'update', 'delete']),
             ('sync_stage_members', array['select', 'insert', 'delete']),
-            ('sync_stage_gone_members', array['select', 'insert', 'delete'])
+            ('sync_stage_gone_members', array['select', 'insert', 'delete']),
+            ('sync_stage_unseen_users', array['select', 'insert', 'delete']),
+            ('sync_plan_users', array['select', 'insert', 'update', 'delete']),
+            ('sync_plan_groups', array['select', 'insert', 'update', 'delete']),
+            ('sync_plan_members', array['select', 'insert', 'delete']),
+            ('sync_plan_conflicts', array['select', 'insert', 'delete']),
+            ('group_digests', array['select', 'insert', 'update']),
+            ('group_outsiders', array['select', 'insert', 'delete'])
         ) as needed (table_name, privileges), unnest(privileges) as privilege
         where not has_table_privilege(format('authz.%I', table_name), privilege)
         union all
-        select format('insert authz.audit_log') where not has_any_column_privilege('authz.audit_log', 'insert')
+        select format('%s authz.%s', privilege, table_name)
+        from (values ('directories', 'update'), ('audit_log', 'insert'), ('audit_log', 'select')) as in_part (table_name, privilege)
+        where not has_any_column_privilege(format('authz.%I', table_name), privilege)
         union all
         select format('execute authz.%s', name)
         from (values ('hold_revision()'), ('analyze_staging()')) as function (name)
