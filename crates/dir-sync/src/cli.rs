@@ -381,8 +381,20 @@ impl Job {
     /// # Errors
     /// [`StartError::Source`] if the file or the key cannot be used, [`StartError::NoCredentials`].
     pub async fn open_source(&self) -> Result<Arc<dyn Source>, StartError> {
+/// Reads a directory file in a thread that the program does not wait for when it ends: a file that does not come (a pipe,
+/// a share that hangs) would keep it from seeing a signal.
+async fn read_file(path: PathBuf) -> Result<FileSource, SourceError> {
+    let (done, read) = tokio::sync::oneshot::channel();
+    let reading = path.clone();
+    std::thread::spawn(move || {
+        let _ = done.send(FileSource::open(reading)); // nobody waits any more
+    });
+    let unread = |_| SourceError::File { path, problem: "was not read to its end".to_owned(), cause: None };
+    read.await.map_err(unread)?
+}
+
         Ok(match &self.source {
-            SourceChoice::File(path) => Arc::new(FileSource::open(path)?),
+            SourceChoice::File(path) => Arc::new(read_file(path.clone()).await?),
             SourceChoice::Google => {
                 let mut config = self.google.config()?;
                 config.concurrency = self.concurrency;
