@@ -43,6 +43,17 @@ async fn json_log_is_one_object_a_line_and_ends_with_the_run() {
 }
 
 #[tokio::test]
+async fn log_for_people_has_no_colours_where_nobody_looks_and_a_wrong_filter_is_no_silence() {
+    let (database, _pool) = database().await;
+    let (_folder, path) = org().write();
+    let logged = run_of(&database, &path).option("--log", "info").output().await;
+    assert!(logged.stderr.contains("run ended") && !logged.stderr.contains('\u{1b}'), "{logged:?}");
+    let wrong = run_of(&database, &path).environment("DIR_SYNC_LOG", "dir_sync=loud").output().await;
+    assert_eq!(wrong.code, 2, "{wrong:?}");
+    assert!(wrong.stderr.contains("--log") && wrong.stderr.contains("dir_sync=loud"), "{wrong:?}");
+}
+
+#[tokio::test]
 async fn terminal_shows_how_far_the_crawl_is_in_one_line_that_is_gone_at_the_end() {
     const CLEAR: &str = "\r\u{1b}[2K";
     let (database, _pool) = database().await;
@@ -98,17 +109,6 @@ async fn history_and_freshness_are_told() {
 }
 
 #[tokio::test]
-async fn metrics_file_tells_how_each_run_ended() {
-    let (database, pool) = database().await;
-    let (folder, path) = org().write();
-    let file = folder.path().join("dir_sync.prom");
-    let with_metrics = |program: Program| {
-        let file = file.clone();
-        async move {
-            let outcome = program.option("--metrics-file", &file).output().await;
-            (outcome.code, std::fs::read_to_string(file).unwrap())
-        }
-#[tokio::test]
 async fn directory_that_was_never_complete_is_not_fresh() {
     let (database, _pool) = database().await;
     let (folder, path) = org().write();
@@ -127,6 +127,17 @@ async fn directory_that_was_never_complete_is_not_fresh() {
     assert!(told.lines().any(|line| line == never), "or no alert ever fires: {told}");
 }
 
+#[tokio::test]
+async fn metrics_file_tells_how_each_run_ended() {
+    let (database, pool) = database().await;
+    let (folder, path) = org().write();
+    let file = folder.path().join("dir_sync.prom");
+    let with_metrics = |program: Program| {
+        let file = file.clone();
+        async move {
+            let outcome = program.option("--metrics-file", &file).output().await;
+            (outcome.code, std::fs::read_to_string(file).unwrap())
+        }
     };
     let (code, text) = with_metrics(run_of(&database, &path)).await;
     assert_eq!(code, 0);
@@ -148,6 +159,9 @@ async fn directory_that_was_never_complete_is_not_fresh() {
     assert!(text.contains("status=\"refused\"} 1") && text.contains("sync_timestamp_seconds"), "{text}");
     let (code, text) = with_metrics(Program::job("run", "postgres://127.0.0.1:1/none").file(&path)).await;
     assert_eq!(code, 1);
+    let known = format!("dir_sync_last_complete_sync_timestamp_seconds{{directory=\"main\"}} {since}");
+    assert!(text.lines().any(|line| line == known), "an alert on its age needs it: {text}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
     assert!(
         text.contains("exit_code{directory=\"main\"} 1") && text.contains("status=\"failed\"} 1"),
         "{text}"
@@ -159,9 +173,6 @@ async fn directory_that_was_never_complete_is_not_fresh() {
     let nowhere =
         run_of(&database, &path).option("--metrics-file", "/nonexistent/dir_sync.prom").output().await;
     assert_eq!(nowhere.code, 0, "metrics that cannot be written are a warning: {nowhere:?}");
-    let known = format!("dir_sync_last_complete_sync_timestamp_seconds{{directory=\"main\"}} {since}");
-    assert!(text.lines().any(|line| line == known), "an alert on its age needs it: {text}");
-    assert!(text.ends_with("# EOF\n"), "{text}");
     assert!(nowhere.stderr.contains("could not be written"), "{nowhere:?}");
 }
 
