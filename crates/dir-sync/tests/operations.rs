@@ -209,10 +209,12 @@ async fn push_gateway_is_told_and_never_fails_a_run() {
     for (address, says) in [
         (refusing.as_str(), "answered with status 400"),
         ("http://127.0.0.1:1", "cannot be reached"),
-        ("pushgateway:9091", "is no address of a push gateway"),
+        ("pushgateway:9091", "`pushgateway:9091` is no address of a push gateway"),
+        ("me:secret@pushgateway:9091", "`pushgateway:9091` is no address of a push gateway"),
     ] {
         let outcome = run_of(&database, &path).environment("DIR_SYNC_PUSH_GATEWAY", address).output().await;
         assert_eq!((outcome.code, outcome.status().as_str()), (0, "unchanged"), "{outcome:?}");
         assert!(outcome.stderr.contains(says), "{outcome:?}");
     }
 }
+        assert!(!outcome.stderr.contains("secret"), "{outcome:?}");
