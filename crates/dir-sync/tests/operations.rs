@@ -27,7 +27,7 @@ fn ask(command: &str, database: &Database) -> Program {
 
 #[tokio::test]
 async fn json_log_is_one_object_a_line_and_ends_with_the_run() {
-    let (database, _pool) = database().await;
+    let (database, pool) = database().await;
     let (_folder, path) = org().write();
     let outcome = run_of(&database, &path).option("--log-format", "json").output().await;
     assert_eq!(outcome.code, 0, "{outcome:?}");
@@ -38,6 +38,12 @@ async fn json_log_is_one_object_a_line_and_ends_with_the_run() {
         (&"run ended".into(), &"applied".into(), &0.into())
     );
     assert!(lines.iter().all(|line| line["timestamp"].is_string() && line["level"].is_string()));
+    assert_eq!(last["conflicts"], 0);
+    execute(&pool, "insert into authz.users (user_name, directory_id) values ('cy@example.com', 0)").await;
+    let (_folder, with_cy) = org().user("3", "cy").write();
+    let outcome = run_of(&database, &with_cy).option("--log-format", "json").output().await;
+    let last: Value = serde_json::from_str(outcome.stderr.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["status"], &last["conflicts"]), (&"unchanged".into(), &1.into()), "all is not well");
     let quiet = run_of(&database, &path).environment("DIR_SYNC_LOG_FORMAT", "json").option("--log", "warn");
     assert_eq!(quiet.output().await.stderr, "");
 }
@@ -215,6 +221,6 @@ async fn push_gateway_is_told_and_never_fails_a_run() {
         let outcome = run_of(&database, &path).environment("DIR_SYNC_PUSH_GATEWAY", address).output().await;
         assert_eq!((outcome.code, outcome.status().as_str()), (0, "unchanged"), "{outcome:?}");
         assert!(outcome.stderr.contains(says), "{outcome:?}");
+        assert!(!outcome.stderr.contains("secret"), "{outcome:?}");
     }
 }
-        assert!(!outcome.stderr.contains("secret"), "{outcome:?}");
