@@ -5,6 +5,7 @@ mod audit;
 mod cli;
 mod permissions;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -20,7 +21,8 @@ async fn main() -> ExitCode {
     // It tells the options in the database's URL that it does not know, with their values (`sslpassword=…`).
     let silent = "sqlx_postgres::options=off".parse();
     let filter = silent.map_or_else(|_| EnvFilter::new("off"), |silent| filter.add_directive(silent));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.with_ansi(std::io::stderr().is_terminal()).init();
     let output = cli.place.output;
     match run(cli).await {
         Ok(answer) => answer.print(output),

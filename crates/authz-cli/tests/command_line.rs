@@ -216,3 +216,15 @@ async fn password_in_the_url_is_in_no_output() {
         }
     }
 }
+
+#[tokio::test]
+async fn warning_has_no_colours_where_nobody_looks() {
+    let (database, _pool) = database().await;
+    world(&database);
+    let output = command(&["can", "ada", "never.registered"])
+        .env("AUTHZ_DATABASE_URL", database.url())
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(told.contains("never.registered") && !told.contains('\u{1b}'), "{told:?}");
+}

@@ -9,6 +9,7 @@ use authz::DirectoryName;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool};
+use tracing_subscriber::EnvFilter;
 
 use crate::file::FileSource;
 use crate::filter::{GroupFilter, Pattern};
@@ -43,7 +44,7 @@ pub struct Cli {
     #[arg(long, global = true, env = "DIR_SYNC_LOG_FORMAT", value_enum, default_value_t = LogFormat::Human)]
     pub log_format: LogFormat,
     /// What to log, as in `info` or `warn,dir_sync=debug` [default: `warn`, with --log-format json `info`].
-    #[arg(long, global = true, env = "DIR_SYNC_LOG", value_name = "FILTER")]
+    #[arg(long, global = true, env = "DIR_SYNC_LOG", value_name = "FILTER", value_parser = log_filter)]
     pub log: Option<String>,
     /// What to do.
     #[command(subcommand)]
@@ -65,6 +66,11 @@ pub enum Command {
     Runs(History),
     /// Show how fresh the directories are.
     Status(Freshness),
+}
+
+/// The text, if it is a filter: one that is none would be left out in silence.
+fn log_filter(text: &str) -> Result<String, tracing_subscriber::filter::ParseError> {
+    EnvFilter::try_new(text).map(|_| text.to_owned())
 }
 
 /// Which runs to show.
@@ -375,6 +381,18 @@ impl Google {
     }
 }
 
+/// Reads a directory file in a thread that the program does not wait for when it ends: a file that does not come (a pipe,
+/// a share that hangs) would keep it from seeing a signal.
+async fn read_file(path: PathBuf) -> Result<FileSource, SourceError> {
+    let (done, read) = tokio::sync::oneshot::channel();
+    let reading = path.clone();
+    std::thread::spawn(move || {
+        let _ = done.send(FileSource::open(reading)); // nobody waits any more
+    });
+    let unread = |_| SourceError::File { path, problem: "was not read to its end".to_owned(), cause: None };
+    read.await.map_err(unread)?
+}
+
 impl Job {
     /// Opens the source.
     ///
@@ -382,7 +400,7 @@ impl Job {
     /// [`StartError::Source`] if the file or the key cannot be used, [`StartError::NoCredentials`].
     pub async fn open_source(&self) -> Result<Arc<dyn Source>, StartError> {
         Ok(match &self.source {
-            SourceChoice::File(path) => Arc::new(FileSource::open(path)?),
+            SourceChoice::File(path) => Arc::new(read_file(path.clone()).await?),
             SourceChoice::Google => {
                 let mut config = self.google.config()?;
                 config.concurrency = self.concurrency;

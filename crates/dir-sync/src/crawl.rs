@@ -186,6 +186,7 @@ pub async fn crawl<P: From<Batch> + Send>(
         tokio::try_join!(run.list_users(), run.list_groups(found), run.list_all_members(waiting))?;
 
     let mut vanished = run.look_again(&mut tally).await?;
+    run.keep_unknown_everyone(&mut tally).await?;
     // A restart of the groups may have lost some whose members were listed already.
     for group_id in groups.lost {
         run.send(Batch::Restart(Listing::Members { group_id: group_id.clone() })).await?;
@@ -230,6 +231,8 @@ struct Tally {
     unknown_member_types: BTreeMap<String, u64>,
     incomplete: Vec<Incomplete>,
     vanished: Vec<Group>,
+    /// Groups with everyone of some customer among their members.
+    of_everyone: Vec<Group>,
 }
 
 impl Tally {
@@ -240,6 +243,7 @@ impl Tally {
         }
         self.incomplete.extend(other.incomplete);
         self.vanished.extend(other.vanished);
+        self.of_everyone.extend(other.of_everyone);
     }
 }
 
@@ -366,6 +370,21 @@ impl<P: From<Batch> + Send> Run<'_, P> {
         Ok(gone.into_iter().map(|group| group.id).collect())
     }
 
+    /// Whether "everyone" is everyone of this directory cannot be told as long as the directory does not say which customer
+    /// it is. Such a group is not known completely.
+    async fn keep_unknown_everyone(&self, tally: &mut Tally) -> Result<(), CrawlError> {
+        if self.source.customer_id().is_some() {
+            return Ok(());
+        }
+        for group in std::mem::take(&mut tally.of_everyone) {
+            self.send(Batch::Restart(Listing::Members { group_id: group.id.clone() })).await?;
+            let reason = "everyone of a customer is a member, and no user says which customer this directory is; name it \
+                          (`--google-customer`)";
+            tally.incomplete.push(incomplete(group, reason.to_owned()));
+        }
+        Ok(())
+    }
+
     async fn list_all_members(&self, groups: impl Stream<Item = Group>) -> Result<Tally, CrawlError> {
         let listings = groups.map(|group| async move { (self.list_members(&group).await, group) });
         let mut listings = std::pin::pin!(listings.buffer_unordered(self.concurrency));
@@ -404,6 +423,10 @@ impl<P: From<Batch> + Send> Run<'_, P> {
             match walk.next().await.map_err(MembersStop::Listing)? {
                 Step::Page(members) => {
                     tally.memberships += u64::try_from(members.len()).unwrap_or(u64::MAX);
+                    if tally.of_everyone.is_empty() && members.iter().any(|m| m.kind == MemberKind::Customer)
+                    {
+                        tally.of_everyone.push(group.clone());
+                    }
                     for member in &members {
                         if let MemberKind::Other(kind) = &member.kind {
                             *tally.unknown_member_types.entry(kind.clone()).or_default() += 1;

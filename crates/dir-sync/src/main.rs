@@ -1,6 +1,6 @@
 //! The `dir-sync` program; see the library of the same name.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -52,12 +52,8 @@ fn start_log(cli: &Cli) {
         LogFormat::Human => "warn", // a person reads the report
         LogFormat::Json => "info",
     };
-    let filter = cli
-        .log
-        .as_ref()
-        .and_then(|log| EnvFilter::try_new(log).ok())
-        .unwrap_or_else(|| EnvFilter::new(default));
-    let lines = fmt::layer().with_writer(std::io::stderr);
+    let filter = EnvFilter::new(cli.log.as_deref().unwrap_or(default));
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let lines = match cli.log_format {
         LogFormat::Human => lines.boxed(),
         LogFormat::Json => lines.json().flatten_event(true).boxed(),
@@ -130,7 +126,7 @@ async fn monitor(job: &Job, report: &Report, pool: Option<&PgPool>) {
     };
     let text = metrics::render(report, known.as_deref().and_then(<[_]>::first));
     if let Some(path) = &job.monitoring.metrics_file
-        && let Err(error) = metrics::write_file(path, &text)
+        && let Err(error) = metrics::write_file(path, &report.directory, &text)
     {
         tracing::warn!(file = %path.display(), error = error_chain(&error), "the metrics could not be written");
     }

@@ -21,9 +21,12 @@ use crate::report::{Report, Status};
 /// How long a push gateway may take.
 const PUSH_WITHIN: Duration = Duration::from_secs(10);
 
+const FRESHNESS: &str = "dir_sync_last_complete_sync_timestamp_seconds";
+
 /// A run and the freshness of its directory as `OpenMetrics` text. All are gauges of the newest run.
 ///
-/// Without a known freshness that line is missing, so an alert on its age still fires on the value of before.
+/// A directory that was never complete is as old as can be. Without a known freshness that line is missing:
+/// [`write_file`] and [`push`] leave what was told before, so that an alert on its age fires in the end.
 #[must_use]
 pub fn render(report: &Report, freshness: Option<&Freshness>) -> String {
     let mut text = Text { text: String::new(), directory: &report.directory };
@@ -58,7 +61,7 @@ pub fn render(report: &Report, freshness: Option<&Freshness>) -> String {
     text.family("dir_sync_last_run_incomplete_groups", "Groups whose members could not be listed");
     text.value("dir_sync_last_run_incomplete_groups", "", report.incomplete.len());
     if let Some(plan) = &report.plan {
-        text.family("dir_sync_last_run_listed", "What the source listed in the newest run");
+        text.family("dir_sync_last_run_listed", "What the source listed in the newest run that has a plan");
         let Totals { users, groups, memberships } = plan.listed;
         for (kind, count) in [("users", users), ("groups", groups), ("memberships", memberships)] {
             text.value("dir_sync_last_run_listed", &format!(",kind=\"{kind}\""), count);
@@ -73,10 +76,13 @@ pub fn render(report: &Report, freshness: Option<&Freshness>) -> String {
         text.family("dir_sync_last_run_users_gaining_actions", "Users who may do more by the newest plan");
         text.value("dir_sync_last_run_users_gaining_actions", "", plan.actions.users_gaining);
     }
-    if let Some(complete) = freshness.and_then(|freshness| freshness.last_complete_sync_at) {
-        let name = "dir_sync_last_complete_sync_timestamp_seconds";
-        text.family(name, "When the newest complete sync began to read, in Unix time");
-        text.value(name, "", complete.timestamp());
+    if let Some(freshness) = freshness {
+        text.family(
+            FRESHNESS,
+            "When the newest complete sync began to read, in Unix time; 0 if there was none",
+        );
+        let complete = freshness.last_complete_sync_at.map_or(0, |complete| complete.timestamp());
+        text.value(FRESHNESS, "", complete);
     }
     text.text.push_str("# EOF\n");
     text.text
@@ -98,11 +104,21 @@ impl Text<'_> {
     }
 }
 
-/// Writes the file in one step: a collector reads the old text or the new one.
+/// Writes the file in one step: a collector reads the old text or the new one. A freshness of the directory that the old
+/// one tells and the new one does not is kept: an alert on a series that is gone is silent.
 ///
 /// # Errors
 /// If the folder cannot be written to.
-pub fn write_file(path: &Path, text: &str) -> io::Result<()> {
+pub fn write_file(path: &Path, directory: &str, text: &str) -> io::Result<()> {
+    let mut text = text.to_owned();
+    if !text.contains(FRESHNESS) {
+        let before = std::fs::read_to_string(path).unwrap_or_default();
+        let series = format!("{FRESHNESS}{{directory=\"{directory}\"}} ");
+        if let Some(line) = before.lines().find(|line| line.starts_with(&series)) {
+            let end = text.find("# EOF").unwrap_or(text.len());
+            text.insert_str(end, &format!("# TYPE {FRESHNESS} gauge\n{line}\n"));
+        }
+    }
     let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
     // Not with the ending that a collector looks for.
     let mut hidden = std::ffi::OsString::from(".");
@@ -144,7 +160,8 @@ pub enum PushError {
     Refused(u16),
 }
 
-/// Puts the text in place of what the gateway has of this job and directory.
+/// Puts what the text tells in place of what the gateway has of it for this job and directory, and leaves there what the
+/// text does not tell, such as a freshness that is not known.
 ///
 /// # Errors
 /// [`PushError`]; the run is as good as it was.
@@ -154,8 +171,9 @@ pub async fn push(gateway: &str, directory: &str, text: String) -> Result<(), Pu
     let url = Url::parse(&address)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https"))
-        .ok_or_else(|| PushError::Address(gateway.to_owned()))?;
-    let request = Request::put(url.as_str())
+        // Who writes a password into it shall not find it in the log.
+        .ok_or_else(|| PushError::Address(gateway.rsplit('@').next().unwrap_or_default().to_owned()))?;
+    let request = Request::post(url.as_str())
         .header(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")
         .body(Full::new(Bytes::from(text)))?;
     let client = Client::builder(TokioExecutor::new()).build(connector()?);

@@ -401,6 +401,7 @@ impl DirectorySync {
             duration_ms = report.duration_ms,
             exit_code = report.exit_code(),
             plan_hash = report.plan_hash,
+            conflicts = report.plan.as_ref().map(|plan| plan.conflicts.len()),
             error = report.error,
             "run ended"
         );

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use async_trait::async_trait;
 
-/// A user whom the directory lists. Users without an id and users being deleted are left out by the source.
+/// A user whom the directory lists. Users being deleted are left out by the source.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct User {
     /// The directory's immutable id; equals the OpenID Connect `sub`.

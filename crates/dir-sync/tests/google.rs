@@ -257,6 +257,10 @@ async fn refusal_names_what_to_change() {
         assert!(refusal.contains(hint), "{refusal}");
         assert_eq!(workspace.emulator.call_count(), 1, "a refusal is not tried again");
     }
+    let mut workspace = small_workspace().await;
+    workspace.config.customer = "C0nobody".to_owned();
+    let refusal = workspace.source().await.users(None).await.unwrap_err().to_string();
+    assert!(refusal.contains("--google-customer"), "{refusal}");
 }
 
 #[tokio::test]

@@ -63,6 +63,24 @@ async fn signal_in_the_crawl_ends_the_run_in_order() {
 }
 
 #[tokio::test]
+async fn signal_while_the_file_does_not_come_ends_the_run_in_order() {
+    let (database, pool) = database().await;
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("directory.json");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    let running = Program::job("run", database.url()).file(&pipe).spawn();
+    let opened = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(pipe));
+    let silent = tokio::time::timeout(DEADLINE, opened).await.unwrap().unwrap().unwrap();
+    running.signal(Signal::TERM);
+    let outcome = tokio::time::timeout(DEADLINE, running.output()).await.unwrap();
+    assert_eq!(outcome.code, 6, "{outcome:?}");
+    assert!(outcome.error().contains("SIGTERM before anything was done"), "{outcome:?}");
+    assert_eq!(number(&pool, "select count(*) from authz.sync_runs").await, 0);
+    drop(silent);
+}
+
+#[tokio::test]
 async fn signal_in_the_plan_or_the_apply_ends_the_run_in_order() {
     // The plan needs the one, the apply the other two.
     for (lock, statement) in [

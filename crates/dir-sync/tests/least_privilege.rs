@@ -5,7 +5,7 @@
 mod support;
 
 use directory_emulator::{Effect, Fault, Target};
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool};
 use testdb::Database;
 
 use self::support::*;
@@ -88,6 +88,28 @@ async fn every_kind_of_run_works_as_the_sync_role() {
     }
     let records = number(&pool, "select count(*) from authz.audit_log where action = 'directory.sync'").await;
     assert_eq!(records, 6, "each run but the plans has its record");
+}
+
+/// As after a new version whose migrations made tables, if the roles were not granted anew.
+#[tokio::test]
+async fn doctor_names_each_table_that_a_sync_may_not_write() {
+    let (database, pool) = database_with_roles().await;
+    let as_sync = connect(&as_role(&database, "authz_sync")).await;
+    assert_eq!(authz::mirror::missing_privileges(&as_sync).await.unwrap(), [""; 0]);
+    let tables: Vec<String> = sqlx::query_scalar(
+        "select distinct table_name::text from information_schema.role_table_grants
+         where grantee = 'authz_sync' and table_schema = 'authz' and privilege_type = 'INSERT'",
+    )
+    .fetch_all(&pool)
+    .await
+    .unwrap();
+    assert!(tables.len() > 15, "{tables:?}");
+    for table in tables {
+        let sql = format!("revoke all on authz.{table} from authz_sync");
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&pool).await.unwrap();
+        let missing = authz::mirror::missing_privileges(&as_sync).await.unwrap();
+        assert!(missing.contains(&format!("insert authz.{table}")), "{table}: {missing:?}");
+    }
 }
 
 #[tokio::test]

@@ -168,6 +168,27 @@ async fn everyone_of_the_customer_is_everyone_of_the_directory_and_nobody_else()
 }
 
 #[tokio::test]
+async fn everyone_stays_if_the_directory_does_not_say_which_customer_it_is() {
+    let (_database, pool) = database().await;
+    let org = Org::new("C1")
+        .user("1", "ada")
+        .user("2", "bo")
+        .group("g", "ops")
+        .everyone("g", "C1")
+        .member("g", "1");
+    applied(&pool, &org).await;
+    let mut json = org.json();
+    for user in json["users"].as_array_mut().unwrap() {
+        user.as_object_mut().unwrap().remove("customerId");
+    }
+    let workspace = workspace(Directory::from_value(json).unwrap()).await;
+    let report = run(&pool, MAIN, workspace.source().await, Options::default()).await;
+    assert_eq!(report.status, Status::Partial, "{report}");
+    assert!(report.incomplete["ops@example.com"].contains("which customer"), "{report}");
+    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&org.json(), false));
+}
+
+#[tokio::test]
 async fn everyone_of_another_customer_is_reported_and_not_mirrored() {
     let (_database, pool) = database().await;
     let org = Org::new("C1").user("1", "ada").group("all", "all").everyone("all", "C2");

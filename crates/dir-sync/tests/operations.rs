@@ -27,7 +27,7 @@ fn ask(command: &str, database: &Database) -> Program {
 
 #[tokio::test]
 async fn json_log_is_one_object_a_line_and_ends_with_the_run() {
-    let (database, _pool) = database().await;
+    let (database, pool) = database().await;
     let (_folder, path) = org().write();
     let outcome = run_of(&database, &path).option("--log-format", "json").output().await;
     assert_eq!(outcome.code, 0, "{outcome:?}");
@@ -38,8 +38,25 @@ async fn json_log_is_one_object_a_line_and_ends_with_the_run() {
         (&"run ended".into(), &"applied".into(), &0.into())
     );
     assert!(lines.iter().all(|line| line["timestamp"].is_string() && line["level"].is_string()));
+    assert_eq!(last["conflicts"], 0);
+    execute(&pool, "insert into authz.users (user_name, directory_id) values ('cy@example.com', 0)").await;
+    let (_folder, with_cy) = org().user("3", "cy").write();
+    let outcome = run_of(&database, &with_cy).option("--log-format", "json").output().await;
+    let last: Value = serde_json::from_str(outcome.stderr.lines().last().unwrap()).unwrap();
+    assert_eq!((&last["status"], &last["conflicts"]), (&"unchanged".into(), &1.into()), "all is not well");
     let quiet = run_of(&database, &path).environment("DIR_SYNC_LOG_FORMAT", "json").option("--log", "warn");
     assert_eq!(quiet.output().await.stderr, "");
+}
+
+#[tokio::test]
+async fn log_for_people_has_no_colours_where_nobody_looks_and_a_wrong_filter_is_no_silence() {
+    let (database, _pool) = database().await;
+    let (_folder, path) = org().write();
+    let logged = run_of(&database, &path).option("--log", "info").output().await;
+    assert!(logged.stderr.contains("run ended") && !logged.stderr.contains('\u{1b}'), "{logged:?}");
+    let wrong = run_of(&database, &path).environment("DIR_SYNC_LOG", "dir_sync=loud").output().await;
+    assert_eq!(wrong.code, 2, "{wrong:?}");
+    assert!(wrong.stderr.contains("--log") && wrong.stderr.contains("dir_sync=loud"), "{wrong:?}");
 }
 
 #[tokio::test]
@@ -98,6 +115,25 @@ async fn history_and_freshness_are_told() {
 }
 
 #[tokio::test]
+async fn directory_that_was_never_complete_is_not_fresh() {
+    let (database, _pool) = database().await;
+    let (folder, path) = org().write();
+    assert_eq!(Program::job("plan", database.url()).file(&path).output().await.code, 0);
+    let status = ask("status", &database).option("--max-age", "1h").output().await;
+    assert_eq!(status.code, 7, "{status:?}");
+    assert!(status.stdout.contains("never complete, which is more than 1 h 0 min"), "{status:?}");
+    let json = ask("status", &database).option("--output", "json").output().await.json();
+    assert_eq!(json["directories"][0]["age_seconds"], Value::Null);
+
+    let file = folder.path().join("dir_sync.prom");
+    let plan = Program::job("plan", database.url()).file(&path).option("--metrics-file", &file);
+    assert_eq!(plan.output().await.code, 0);
+    let never = "dir_sync_last_complete_sync_timestamp_seconds{directory=\"main\"} 0";
+    let told = std::fs::read_to_string(file).unwrap();
+    assert!(told.lines().any(|line| line == never), "or no alert ever fires: {told}");
+}
+
+#[tokio::test]
 async fn metrics_file_tells_how_each_run_ended() {
     let (database, pool) = database().await;
     let (folder, path) = org().write();
@@ -129,6 +165,9 @@ async fn metrics_file_tells_how_each_run_ended() {
     assert!(text.contains("status=\"refused\"} 1") && text.contains("sync_timestamp_seconds"), "{text}");
     let (code, text) = with_metrics(Program::job("run", "postgres://127.0.0.1:1/none").file(&path)).await;
     assert_eq!(code, 1);
+    let known = format!("dir_sync_last_complete_sync_timestamp_seconds{{directory=\"main\"}} {since}");
+    assert!(text.lines().any(|line| line == known), "an alert on its age needs it: {text}");
+    assert!(text.ends_with("# EOF\n"), "{text}");
     assert!(
         text.contains("exit_code{directory=\"main\"} 1") && text.contains("status=\"failed\"} 1"),
         "{text}"
@@ -168,17 +207,20 @@ async fn push_gateway_is_told_and_never_fails_a_run() {
     let outcome = run_of(&database, &path).option("--push-gateway", format!("{address}/")).output().await;
     assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""), "{outcome:?}");
     let request = taken.await.unwrap();
-    assert!(request.starts_with("PUT /metrics/job/dir-sync/directory/main HTTP/1.1\r\n"), "{request}");
+    // Not with PUT: that would take away what this run cannot tell, such as the freshness of an unreachable database.
+    assert!(request.starts_with("POST /metrics/job/dir-sync/directory/main HTTP/1.1\r\n"), "{request}");
     assert!(request.contains("dir_sync_last_run_exit_code{directory=\"main\"} 0\n"), "{request}");
 
     let (refusing, _taken) = gateway(400).await;
     for (address, says) in [
         (refusing.as_str(), "answered with status 400"),
         ("http://127.0.0.1:1", "cannot be reached"),
-        ("pushgateway:9091", "is no address of a push gateway"),
+        ("pushgateway:9091", "`pushgateway:9091` is no address of a push gateway"),
+        ("me:secret@pushgateway:9091", "`pushgateway:9091` is no address of a push gateway"),
     ] {
         let outcome = run_of(&database, &path).environment("DIR_SYNC_PUSH_GATEWAY", address).output().await;
         assert_eq!((outcome.code, outcome.status().as_str()), (0, "unchanged"), "{outcome:?}");
         assert!(outcome.stderr.contains(says), "{outcome:?}");
+        assert!(!outcome.stderr.contains("secret"), "{outcome:?}");
     }
 }

@@ -67,6 +67,20 @@ async fn used_up_quota_is_waited_for_by_all_calls_together() {
 }
 
 #[tokio::test]
+async fn directory_that_wants_to_be_left_alone_for_long_is_not_asked_for_each_group() {
+    let (_database, pool) = database().await;
+    let workspace = workspace(many_groups(150).directory()).await;
+    let hour = Effect::status_retry_after(429, "rateLimitExceeded", 3600);
+    workspace.emulator.add_fault(Fault::new(Target::Anything, hour).from_call(20));
+    let report = run(&pool, MAIN, workspace.source().await, Options::default()).await;
+    assert_eq!(report.status, Status::Partial, "{report}");
+    let calls = workspace.emulator.call_count();
+    assert!(calls <= 19 + 8, "those under way, and no more: {calls} calls");
+    assert_eq!(report.incomplete.len(), 150 - 17);
+    assert!(report.incomplete.values().any(|why| why.contains("left alone")), "{report}");
+}
+
+#[tokio::test]
 async fn run_past_its_deadline_changes_nothing_and_gives_the_lease_back() {
     let (_database, pool) = database().await;
     let workspace = workspace(many_groups(3).directory()).await;

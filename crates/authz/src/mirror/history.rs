@@ -97,7 +97,10 @@ pub async fn freshness(
         Freshness,
         r#"
         select d.directory_name as directory, d.last_complete_sync_at,
-               greatest(extract(epoch from clock_timestamp() - d.last_complete_sync_at), 0)::float8 as age_seconds,
+               -- `greatest` alone makes zero of null: fresh, of what was never complete.
+               case when d.last_complete_sync_at is not null
+                    then greatest(extract(epoch from clock_timestamp() - d.last_complete_sync_at), 0)
+               end::float8 as age_seconds,
                r.run_id as "last_run_id?", r.status as "last_status?", r.finished_at as last_finished_at,
                l.run_id as "lease_run_id?",
                extract(epoch from l.expires_at - clock_timestamp())::float8 as lease_seconds
@@ -202,11 +205,20 @@ pub async fn missing_privileges(executor: impl PgExecutor<'_>) -> Result<Vec<Str
             ('sync_stage_users', array['select', 'insert', 'delete']),
             ('sync_stage_groups', array['select', 'insert', 'update', 'delete']),
             ('sync_stage_members', array['select', 'insert', 'delete']),
-            ('sync_stage_gone_members', array['select', 'insert', 'delete'])
+            ('sync_stage_gone_members', array['select', 'insert', 'delete']),
+            ('sync_stage_unseen_users', array['select', 'insert', 'delete']),
+            ('sync_plan_users', array['select', 'insert', 'update', 'delete']),
+            ('sync_plan_groups', array['select', 'insert', 'update', 'delete']),
+            ('sync_plan_members', array['select', 'insert', 'delete']),
+            ('sync_plan_conflicts', array['select', 'insert', 'delete']),
+            ('group_digests', array['select', 'insert', 'update']),
+            ('group_outsiders', array['select', 'insert', 'delete'])
         ) as needed (table_name, privileges), unnest(privileges) as privilege
         where not has_table_privilege(format('authz.%I', table_name), privilege)
         union all
-        select format('insert authz.audit_log') where not has_any_column_privilege('authz.audit_log', 'insert')
+        select format('%s authz.%s', privilege, table_name)
+        from (values ('directories', 'update'), ('audit_log', 'insert'), ('audit_log', 'select')) as in_part (table_name, privilege)
+        where not has_any_column_privilege(format('authz.%I', table_name), privilege)
         union all
         select format('execute authz.%s', name)
         from (values ('hold_revision()'), ('analyze_staging()')) as function (name)

@@ -1,23 +1,31 @@
-//! Notices that the directory has stopped answering, so that not each of thousands of groups uses up its attempts.
+//! Notices that the directory has stopped answering, or wants to be left alone, so that not each of thousands of groups uses
+//! up its attempts.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex as SyncMutex, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::Instant;
 
 /// Failed attempts in a row after which one call at a time finds out whether the directory answers again.
 const DOUBT: u32 = 16;
 /// Calls in a row that used up all their attempts after which it is taken for dead.
 const DEAD: u32 = 5;
+/// No run is at work for longer.
+const LONGEST_REST: Duration = Duration::from_hours(24);
 
 /// Shared by all calls.
 ///
 /// Sound, all calls go ahead. In doubt, one goes ahead with all its attempts and pauses, and the others wait for what it
-/// finds. Dead, none is sent any more. One answer makes it sound again.
+/// finds. Dead, none is sent any more. One answer makes it sound again. Nor is one sent while the directory wants to be left
+/// alone for longer than any call may wait.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     failed_in_a_row: AtomicU32,
     used_up_in_a_row: AtomicU32,
     probe: Mutex<()>,
+    rests_until: SyncMutex<Option<Instant>>,
 }
 
 /// Whether to send an attempt.
@@ -29,11 +37,16 @@ pub(super) enum Admitted<'a> {
     Probing(MutexGuard<'a, ()>),
     /// Not at all.
     Dead,
+    /// Not at all, for now.
+    Resting,
 }
 
 impl Breaker {
     /// To be asked before each attempt that is not a probe's.
     pub(super) async fn admit(&self) -> Admitted<'_> {
+        if self.rests() {
+            return Admitted::Resting;
+        }
         if self.is_dead() {
             return Admitted::Dead;
         }
@@ -66,6 +79,18 @@ impl Breaker {
         self.used_up_in_a_row.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The directory wants no calls for so long.
+    pub(super) fn rest(&self, pause: Duration) {
+        let until = Instant::now() + pause.min(LONGEST_REST);
+        let mut rests_until = self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
+        *rests_until = (*rests_until).max(Some(until));
+    }
+
+    fn rests(&self) -> bool {
+        let rests_until = self.rests_until.lock().unwrap_or_else(PoisonError::into_inner);
+        rests_until.is_some_and(|until| Instant::now() < until)
+    }
+
     fn is_in_doubt(&self) -> bool {
         self.failed_in_a_row.load(Ordering::Relaxed) >= DOUBT
     }
@@ -94,6 +119,20 @@ mod tests {
         breaker.answered();
         drop(probing);
         assert!(matches!(breaker.admit().await, Admitted::Sound));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_wants_to_be_left_alone_is_asked_again_after_that() {
+        let breaker = Breaker::default();
+        breaker.rest(Duration::from_mins(10));
+        breaker.rest(Duration::from_mins(6));
+        breaker.answered(); // one that was under way
+        tokio::time::advance(Duration::from_mins(9)).await;
+        assert!(matches!(breaker.admit().await, Admitted::Resting));
+        tokio::time::advance(Duration::from_mins(1)).await;
+        assert!(matches!(breaker.admit().await, Admitted::Sound));
+        breaker.rest(Duration::MAX);
+        assert!(matches!(breaker.admit().await, Admitted::Resting));
     }
 
     #[tokio::test]

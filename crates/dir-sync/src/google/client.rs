@@ -28,6 +28,9 @@ use crate::source::SourceError;
 const AGENT: &str = concat!("dir-sync/", env!("CARGO_PKG_VERSION"), " (gzip)");
 // A page of 500 users is a fraction of this; it bounds what a wrong server can make us hold.
 const MAX_BODY: usize = 64 * 1024 * 1024;
+const STOPPED_ANSWERING: &str = "the directory has stopped answering, so it was not asked again";
+const LEFT_ALONE: &str =
+    "the directory wants to be left alone for longer than a call may wait, so it was not asked again";
 
 /// What one call is for.
 pub(super) struct Call<'a> {
@@ -97,7 +100,8 @@ impl ApiClient {
                 match self.breaker.admit().await {
                     Admitted::Sound => {}
                     Admitted::Probing(probe) => (probing, _probe) = (true, Some(probe)),
-                    Admitted::Dead => return Err(stopped_answering(call, attempts.made())),
+                    Admitted::Dead => return Err(not_asked(call, attempts.made(), STOPPED_ANSWERING)),
+                    Admitted::Resting => return Err(not_asked(call, attempts.made(), LEFT_ALONE)),
                 }
             }
             let answered = {
@@ -136,6 +140,12 @@ impl ApiClient {
             let Some(pause) = attempts.failed(rate_limited, retry_after) else {
                 if !rate_limited {
                     self.breaker.used_up();
+                }
+                match retry_after {
+                    Some(advice) if advice > self.retry.total => self.breaker.rest(advice),
+                    // The others can wait for so long, though this call cannot.
+                    Some(advice) if rate_limited => self.limiter.hold_for(advice),
+                    _ => {}
                 }
                 return Err(SourceError::Unavailable {
                     what: call.what.clone(),
@@ -211,9 +221,8 @@ fn gunzip(zipped: &[u8]) -> std::io::Result<Bytes> {
     Ok(plain.into())
 }
 
-fn stopped_answering(call: &Call<'_>, attempts: u32) -> SourceError {
-    let cause = "the directory has stopped answering, so it was not asked again".into();
-    SourceError::Unavailable { what: call.what.clone(), attempts, cause }
+fn not_asked(call: &Call<'_>, attempts: u32, why: &'static str) -> SourceError {
+    SourceError::Unavailable { what: call.what.clone(), attempts, cause: why.into() }
 }
 
 fn final_error(failure: Failure, call: &Call<'_>) -> SourceError {

@@ -118,6 +118,9 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], ask
         300..=399 => Failure::Refused {
             message: format!("the API redirects elsewhere ({answer}); check its address (`--google-url`)"),
         },
+        400 if !asked.one_group && !asked.page_token => {
+            Failure::Rejected { answer: format!("{answer}; check the customer id (`--google-customer`)") }
+        }
         _ => Failure::Rejected { answer },
     }
 }

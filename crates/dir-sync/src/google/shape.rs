@@ -83,9 +83,11 @@ impl Shape for UserShape {
     const KIND: &'static str = "admin#directory#users";
 
     fn into_item(self) -> Result<Option<User>, Lacking> {
-        let Some(id) = self.id.filter(|id| !id.is_empty() && self.deletion_time.is_none()) else {
+        if self.deletion_time.is_some() {
             return Ok(None);
-        };
+        }
+        let named = self.primary_email.as_deref().unwrap_or_default();
+        let id = required(self.id, &format!("user `{named}`"), "id")?;
         let email = required(self.primary_email, &format!("user `{id}`"), "primaryEmail")?;
         Ok(Some(User {
             id,
@@ -241,10 +243,10 @@ mod tests {
     }
 
     #[test]
-    fn user_without_id_or_being_deleted_is_not_listed() {
+    fn user_being_deleted_is_not_listed() {
         let answer = json!({"users": [
-            {"primaryEmail": "a@example.com"},
             {"id": "2", "primaryEmail": "b@example.com", "deletionTime": "2026-01-01T00:00:00Z"},
+            {"primaryEmail": "d@example.com", "deletionTime": "2026-01-01T00:00:00Z"},
             {"id": "3", "primaryEmail": "c@example.com"},
         ]});
         let ids: Vec<_> = page::<UserShape>(answer).unwrap().items.into_iter().map(|user| user.id).collect();
@@ -268,5 +270,8 @@ mod tests {
             page::<MemberShape>(json!({"members": [{"type": "USER", "email": "a@example.com"}]})).is_err()
         );
         assert!(page::<GroupShape>(json!({"groups": [{"email": "g@example.com"}]})).is_err());
+        // To leave one out would be to take it for gone.
+        let problem = page::<UserShape>(json!({"users": [{"primaryEmail": "a@example.com"}]})).unwrap_err();
+        assert_eq!(problem, "user `a@example.com` has no id");
     }
 }
