@@ -32,5 +32,5 @@ pub use report::{
     ActionChange, ActionChanges, Change, Conflict, Counts, GroupChange, MembershipChange, Plan, SHOWN,
     SHOWN_ACTIONS, Shrinking, Tally, Totals, UserChange,
 };
-pub use stage::{StagedGroup, StagedMember, StagedUser};
+pub use stage::{Missing, StagedGroup, StagedMember, StagedUser};
 pub use users::StagedUsers;

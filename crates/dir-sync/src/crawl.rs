@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
+use authz::mirror::Missing;
 use futures_util::stream::{self, Stream, StreamExt};
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -106,6 +107,8 @@ pub struct Crawl {
     pub incomplete: Vec<Incomplete>,
     /// Ids of groups that went away during the crawl: take them as not listed.
     pub vanished: Vec<String>,
+    /// Ids of all groups that were listed, the vanished ones included.
+    pub listed: HashSet<String>,
     /// Members of types not known here, by type; they were sent all the same.
     pub unknown_member_types: BTreeMap<String, u64>,
     /// API calls that were sent.
@@ -214,11 +217,86 @@ pub async fn crawl<P: From<Batch> + Send>(
         memberships: tally.memberships,
         incomplete: tally.incomplete,
         vanished,
+        listed: groups.listed,
         unknown_member_types: tally.unknown_member_types,
         calls: source.calls().saturating_sub(calls_before),
         customer_id: source.customer_id(),
     })
 }
+
+/// Lists users, groups or both once more and sends on what is on their pages, as [`crawl()`] does, and the members of groups
+/// that the crawl before has not listed. Adds to it what was found.
+///
+/// For a listing whose pages are of different moments can miss what moved from one to the other: see
+/// [`missing`](authz::mirror::Run::missing).
+///
+/// # Errors
+/// As [`crawl()`].
+pub async fn crawl_again<P: From<Batch> + Send>(
+    source: Arc<dyn Source>,
+    options: CrawlOptions,
+    missing: Missing,
+    mut before: Crawl,
+    pages: mpsc::Sender<P>,
+) -> Result<Crawl, CrawlError> {
+    let calls_before = source.calls();
+    let concurrency = options.concurrency.max(1);
+    let run = Run {
+        source: source.as_ref(),
+        permits: Semaphore::new(concurrency),
+        concurrency,
+        filter: &options.filter,
+        pages,
+        progress: options.progress.unwrap_or_default(),
+    };
+    if missing.users {
+        let mut walk = Walk::new(&run.permits, Users(run.source));
+        loop {
+            match walk.next().await.map_err(|stop| stop.of(Listing::Users))? {
+                Step::Page(users) => run.send(Batch::Users(users)).await?,
+                // What came of either pass is listed.
+                Step::Restarted => {}
+                Step::Done => break,
+            }
+        }
+    }
+    if missing.groups {
+        let mut new = Vec::new();
+        let mut walk = Walk::new(&run.permits, Groups(run.source));
+        loop {
+            match walk.next().await.map_err(|stop| stop.of(Listing::Groups))? {
+                Step::Page(mut groups) => {
+                    // Those that were not found before are listed again as new ones.
+                    groups.retain(|group| {
+                        run.filter.keeps(&group.email)
+                            && (before.vanished.contains(&group.id) || !before.listed.contains(&group.id))
+                    });
+                    before.vanished.retain(|id| groups.iter().all(|group| group.id != *id));
+                    before.listed.extend(groups.iter().map(|group| group.id.clone()));
+                    run.send(Batch::Groups(groups.clone())).await?;
+                    new.extend(groups);
+                }
+                Step::Restarted => {}
+                Step::Done => break,
+            }
+        }
+        before.groups += u64::try_from(new.len()).unwrap_or(u64::MAX);
+        let mut tally = run.list_all_members(stream::iter(new)).await?;
+        run.keep_unknown_everyone(&mut tally).await?;
+        let never_found = std::mem::take(&mut tally.vanished);
+        tally.incomplete.extend(never_found.into_iter().map(|group| incomplete(group, NOT_FOUND.to_owned())));
+        before.memberships += tally.memberships;
+        before.incomplete.extend(tally.incomplete);
+        before.incomplete.sort_unstable_by(|a, b| a.group_email.cmp(&b.group_email));
+        for (kind, count) in tally.unknown_member_types {
+            *before.unknown_member_types.entry(kind).or_default() += count;
+        }
+    }
+    before.calls += source.calls().saturating_sub(calls_before);
+    Ok(before)
+}
+
+const NOT_FOUND: &str = "the directory lists the group but does not find it";
 
 fn incomplete(group: Group, reason: String) -> Incomplete {
     Incomplete { group_id: group.id, group_email: group.email, reason }
@@ -364,9 +442,8 @@ impl<P: From<Batch> + Send> Run<'_, P> {
         let (there, gone): (Vec<_>, Vec<_>) =
             not_found.into_iter().partition(|group| present.contains(&group.id));
         tally.add(self.list_all_members(stream::iter(there)).await?);
-        let reason = "the directory lists the group but does not find it";
         let never_found = std::mem::take(&mut tally.vanished);
-        tally.incomplete.extend(never_found.into_iter().map(|group| incomplete(group, reason.to_owned())));
+        tally.incomplete.extend(never_found.into_iter().map(|group| incomplete(group, NOT_FOUND.to_owned())));
         Ok(gone.into_iter().map(|group| group.id).collect())
     }
 

@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use authz::DirectoryName;
 use authz::audit::Actor;
-use authz::mirror::{Failure, Interrupt, LEASE_TTL, PlanOptions, Planned, Run, Totals};
+use authz::mirror::{Failure, Interrupt, LEASE_TTL, Missing, PlanOptions, Planned, Run, Totals};
 use rand::Rng;
 use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::crawl::{Crawl, CrawlOptions, Progress, crawl};
+use crate::crawl::{Crawl, CrawlError, CrawlOptions, Progress, crawl, crawl_again};
 use crate::filter::GroupFilter;
 use crate::guard::{Limits, admit};
 use crate::report::{Report, Status};
@@ -324,15 +324,48 @@ impl DirectorySync {
     }
 
     async fn crawl(&self, run: &Run) -> Result<(Crawl, Met), RunError> {
-        let (sender, batches) = mpsc::channel::<Page>(WAITING_PAGES);
-        let options = CrawlOptions {
+        let (source, options) = (&self.source, self.crawl_options());
+        let reading = |pages| crawl(Arc::clone(source), options, pages);
+        let (crawled, mut met) = self.stage_while(run, reading).await?;
+        // INVARIANT: nobody goes whom a listing has missed because it was not of one moment (held by
+        // `user_renamed_between_two_pages_is_not_removed` and `group_renamed_between_two_pages_is_not_removed`).
+        let missing = if self.options.no_remove { Missing::default() } else { run.missing().await? };
+        let crawled = if missing == Missing::default() {
+            crawled
+        } else {
+            let options = self.crawl_options();
+            let reading = |pages| crawl_again(Arc::clone(source), options, missing, crawled, pages);
+            let (crawled, more) = self.stage_while(run, reading).await?;
+            met.foreign_everyone += more.foreign_everyone;
+            crawled
+        };
+        run.forget_groups(&crawled.vanished).await?;
+        let incomplete: Vec<_> = crawled.incomplete.iter().map(|i| i.group_id.clone()).collect();
+        run.mark_incomplete(&incomplete).await?;
+        Ok((crawled, met))
+    }
+
+    fn crawl_options(&self) -> CrawlOptions {
+        CrawlOptions {
             concurrency: self.options.concurrency,
             filter: self.options.filter.clone(),
             progress: self.options.progress.clone(),
-        };
+        }
+    }
+
+    /// Stages what is read, until all of it is, or the run shall stop.
+    async fn stage_while<Reading>(
+        &self,
+        run: &Run,
+        read: impl FnOnce(mpsc::Sender<Page>) -> Reading,
+    ) -> Result<(Crawl, Met), RunError>
+    where
+        Reading: Future<Output = Result<Crawl, CrawlError>> + Send + 'static,
+    {
+        let (sender, batches) = mpsc::channel::<Page>(WAITING_PAGES);
         // A task of its own: pages are compared while the next ones are read. It ends when the set is dropped.
         let mut reading = JoinSet::new();
-        reading.spawn(crawl(Arc::clone(&self.source), options, sender));
+        reading.spawn(read(sender));
         // What the crawl has sent when it is cut off is still staged if the database answers, so that no statement is left
         // under way when the staging area is cleared.
         let crawling = async move {
@@ -341,7 +374,7 @@ impl DirectorySync {
                     Some(Ok(crawled)) => Ok(crawled?),
                     Some(Err(error)) if error.is_panic() => resume_unwind(error.into_panic()),
                     // Only a runtime that shuts down ends it otherwise.
-                    Some(Err(_)) | None => Err(crate::crawl::CrawlError::ReceiverGone.into()),
+                    Some(Err(_)) | None => Err(CrawlError::ReceiverGone.into()),
                 },
                 reason = self.options.stop.wanted() => Err(RunError::Stopped(reason)),
                 () = run.lost() => Err(authz::Error::LeaseLost { run_id: run.id() }.into()),
@@ -353,11 +386,7 @@ impl DirectorySync {
         );
         // A database that does not take the pages ends the crawl, so its error is the one to tell.
         let met = staged?;
-        let crawled = crawled?;
-        run.forget_groups(&crawled.vanished).await?;
-        let incomplete: Vec<_> = crawled.incomplete.iter().map(|i| i.group_id.clone()).collect();
-        run.mark_incomplete(&incomplete).await?;
-        Ok((crawled, met))
+        Ok((crawled?, met))
     }
 
     /// Writes the failure of a run into its record, which gives the lease back, and says what became of the run. `None` if
@@ -414,7 +443,7 @@ impl DirectorySync {
 pub enum RunError {
     /// The source could not be read.
     #[error(transparent)]
-    Crawl(#[from] crate::crawl::CrawlError),
+    Crawl(#[from] CrawlError),
     /// The database, the lease or the plan.
     #[error(transparent)]
     Mirror(#[from] authz::Error),

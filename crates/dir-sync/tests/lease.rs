@@ -246,6 +246,7 @@ async fn staging_lost_in_a_crash_is_not_absence() {
             number(&pool, "select count(*) from authz.sync_stage_users").await == 2
         })
         .await;
+        run.staged().await.unwrap();
         execute(&pool, lost).await;
         let (run, error) = run.plan(PlanOptions::default()).await.unwrap_err();
         assert!(matches!(error, Error::StagingLost { run_id: id } if id == run_id), "{lost}: {error}");

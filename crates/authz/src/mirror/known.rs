@@ -30,7 +30,30 @@ struct Known {
     name: u64,
     /// Of whatever else a listing says.
     rest: u64,
-    seen: bool,
+    met: Met,
+}
+
+/// How the listing has met a user of the mirror so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Met {
+    /// Not at all.
+    #[default]
+    Not,
+    /// With something that the mirror has otherwise.
+    Changed,
+    /// As the mirror has the user.
+    Same,
+}
+
+/// What the mirror makes of a listed user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sight {
+    /// It has the user as listed.
+    Same,
+    /// It has no such user, or not as listed.
+    Differs,
+    /// It has met the user before: a second look at the listing shows whoever was on a page of the first one again.
+    Again,
 }
 
 /// Keyed anew in each process, so nobody can prepare two users of one fingerprint.
@@ -102,7 +125,7 @@ impl KnownUsers {
         let hasher = &self.hasher;
         let print = hasher.of_id(id);
         let (name, rest) = (hasher.of_name(name), hasher.of_rest(display_name, status));
-        let user = Known { print, user_id, name, rest, seen: false };
+        let user = Known { print, user_id, name, rest, met: Met::Not };
         self.users.insert_unique(place(print), user, |known| place(known.print));
     }
 
@@ -122,28 +145,37 @@ impl KnownUsers {
         known
     }
 
-    /// Whether the mirror has the user just as listed; notes that it was seen.
-    pub(super) fn sees(&mut self, user: &ListedUser<'_>) -> bool {
-        let Some(name) = user.name else { return false };
-        let status = if user.suspended { "suspended" } else { "active" };
+    /// Compares a listed user with the mirror, and notes that the listing has the user.
+    pub(super) fn sees(&mut self, user: &ListedUser<'_>) -> Sight {
         let print = self.hasher.of_id(user.external_id);
-        let name = self.hasher.of_name(name);
-        let rest = self.hasher.of_rest(user.display_name, status);
-        let same = |known: &Known| (known.print, known.name, known.rest) == (print, name, rest);
-        self.users.find_mut(place(print), same).is_some_and(|known| !std::mem::replace(&mut known.seen, true))
+        let found = self.users.find_mut(place(print), |known| known.print == print);
+        let Some(known) = found else { return Sight::Differs };
+        if known.met != Met::Not {
+            return Sight::Again;
+        }
+        let status = if user.suspended { "suspended" } else { "active" };
+        let is_same = user.name.is_some_and(|name| self.hasher.of_name(name) == known.name)
+            && self.hasher.of_rest(user.display_name, status) == known.rest;
+        known.met = if is_same { Met::Same } else { Met::Changed };
+        if is_same { Sight::Same } else { Sight::Differs }
     }
 
     /// The listing begins again.
     pub(super) fn forget(&mut self) {
         for known in &mut self.users {
-            known.seen = false;
+            known.met = Met::Not;
         }
     }
 
     /// Users of the mirror that were not listed as it has them.
     pub(super) fn unseen(&self) -> Vec<i64> {
-        let unseen = self.users.iter().filter(|known| !known.seen).map(|known| known.user_id);
+        let unseen = self.users.iter().filter(|known| known.met != Met::Same).map(|known| known.user_id);
         unseen.chain(self.without_id.iter().copied()).collect()
+    }
+
+    /// Whether the mirror has users whom the listing has not met.
+    pub(super) fn misses_any(&self) -> bool {
+        self.users.iter().any(|known| known.met == Met::Not)
     }
 }
 
@@ -191,14 +223,26 @@ mod tests {
     fn only_a_user_that_is_the_same_in_all_is_seen() {
         let mut known = known(&[(1, "a", "active"), (2, "b", "suspended"), (3, "c", "active")]);
         let [a, b, c] = ["a@example.com", "b@example.com", "c@example.com"];
-        assert!(known.sees(&user("a", a, "", false)) && known.sees(&user("b", b, "", true)));
-        assert!(!known.sees(&user("c", c, "other", false)) && !known.sees(&user("c", c, "", true)));
-        assert!(!known.sees(&user("c", a, "", false)) && !known.sees(&user("d", c, "", false)));
-        assert!(!known.sees(&ListedUser { name: None, ..user("c", c, "", false) }));
-        assert_eq!(known.unseen(), [3]);
-        known.forget();
-        let mut unseen = known.unseen();
-        unseen.sort_unstable();
-        assert_eq!(unseen, [1, 2, 3]);
+        let without_name = ListedUser { name: None, ..user("c", c, "", false) };
+        for other in
+            [user("c", c, "other", false), user("c", c, "", true), user("c", a, "", false), without_name]
+        {
+            assert_eq!(known.sees(&user("a", a, "", false)), Sight::Same);
+            assert_eq!(known.sees(&user("b", b, "", true)), Sight::Same);
+            assert_eq!(known.sees(&user("d", c, "", false)), Sight::Differs);
+            assert!(known.misses_any());
+            assert_eq!(known.sees(&other), Sight::Differs);
+            assert!(!known.misses_any());
+            assert_eq!(known.unseen(), [3]);
+            // Who was met is met once.
+            for again in [user("a", a, "", false), user("b", c, "", false), user("c", c, "", false)] {
+                assert_eq!(known.sees(&again), Sight::Again);
+            }
+            assert_eq!(known.unseen(), [3]);
+            known.forget();
+            let mut unseen = known.unseen();
+            unseen.sort_unstable();
+            assert_eq!(unseen, [1, 2, 3]);
+        }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::Run;
+use super::known::Sight;
 use super::stage_members::Staging;
 use super::users::{ListedUser, StagedUsers};
 use crate::error::Error;
@@ -13,6 +14,15 @@ use crate::name::{GroupName, UserName};
 const WAITING_PAGES: usize = 64;
 /// So many users go to the database at once.
 const AT_ONCE: usize = 1024;
+
+/// Of what the mirror has rows that were not listed so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Missing {
+    /// Users are missing.
+    pub users: bool,
+    /// Groups are missing.
+    pub groups: bool,
+}
 
 /// A user as the directory lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,7 +83,8 @@ impl Run {
         Ok(())
     }
 
-    /// Takes a page of users. Only those that differ from the mirror are staged, each once.
+    /// Takes a page of users. Only those that differ from the mirror are staged, each once: of a user who comes again,
+    /// what came first counts.
     ///
     /// # Errors
     /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
@@ -95,7 +106,11 @@ impl Run {
         let known = self.known_users(staging).await?;
         let (mut same, mut staged) = (0, Vec::new());
         for user in waiting.iter().flat_map(StagedUsers::iter) {
-            if known.sees(&user) { same += 1 } else { staged.push(user) }
+            match known.sees(&user) {
+                Sight::Same => same += 1,
+                Sight::Differs => staged.push(user),
+                Sight::Again => {}
+            }
         }
         self.staged.same_users.fetch_add(same, Ordering::Relaxed);
         for page in staged.chunks(AT_ONCE) {
@@ -155,6 +170,40 @@ impl Run {
             Ok(())
         })
         .await
+    }
+
+    /// What the mirror has and the listings have not shown so far, and would therefore go.
+    ///
+    /// A listing of several pages is not of one moment: who is renamed meanwhile can be moved from a page that is still to
+    /// come to one that came already, and is on neither. List again what misses somebody, and stage that too, before
+    /// an absence is believed.
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
+    pub async fn missing(&self) -> Result<Missing, Error> {
+        let mut missing = Missing::default();
+        self.step(async {
+            let mut staging = self.staging.lock().await;
+            self.take_in_users(&mut staging).await?;
+            missing.users = self.known_users(&mut staging).await?.misses_any();
+            missing.groups = sqlx::query_scalar!(
+                r#"
+                select exists (
+                    select from authz.groups g
+                    where g.directory_id = $2 and g.status = 'active'
+                      and not exists (select from authz.sync_stage_groups s
+                                      where s.run_id = $1 and s.external_id = g.external_id)
+                ) as "any!"
+                "#,
+                self.run_id,
+                self.directory_id,
+            )
+            .fetch_one(&self.pool)
+            .await?;
+            Ok(())
+        })
+        .await?;
+        Ok(missing)
     }
 
     /// Forgets all users staged so far: their listing begins again.

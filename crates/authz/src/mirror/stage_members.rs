@@ -333,13 +333,15 @@ impl Run {
         Ok(())
     }
 
-    /// Waits until what was staged so far has come to the database, so that nothing is on its way there any more.
+    /// Waits until nothing of what was staged so far is on its way to the database any more.
     ///
     /// # Errors
     /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn staged(&self) -> Result<(), Error> {
         self.step(async {
             let mut staging = self.staging.lock().await;
+            self.take_compared(&mut staging).await?;
+            self.flush(&mut staging).await?;
             self.take_sent(&mut staging).await
         })
         .await
