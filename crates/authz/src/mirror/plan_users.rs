@@ -150,7 +150,8 @@ impl Run {
         )
         .execute(&mut *tx)
         .await?;
-        // An external user goes when no directory has it as a member any more.
+        // An external user goes when no directory has it as a member any more, whoever took it out: who is in no group
+        // at all goes too, since a direct grant would stand for ever.
         sqlx::query!(
             r#"
             insert into authz.sync_plan_users (run_id, external_id, user_id, op, old_name, old_display_name,
@@ -161,8 +162,6 @@ impl Run {
             where u.directory_id is null and u.status = 'external'
               -- As long as there is nobody, memberships are not looked through.
               and (select exists (select from authz.users e where e.directory_id is null and e.status = 'external'))
-              and exists (select from authz.group_users gu join authz.groups g on g.group_id = gu.group_id
-                          where gu.user_id = u.user_id and g.directory_id = $2)
               and not exists (select from authz.sync_plan_users p where p.run_id = $1 and p.user_id = u.user_id)
               and not ($3 and exists (select from authz.sync_stage_members m
                                       where m.run_id = $1 and m.kind = 'user' and m.member_external_id = u.external_id))
