@@ -1,5 +1,7 @@
 //! What can go wrong, and what to do about it.
 
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+
 use crate::decision::Revision;
 use crate::name::{ActionName, ActionPattern, DirectoryName, GroupName, NameError, UserName};
 
@@ -223,6 +225,24 @@ impl From<sqlx::Error> for Error {
             Some("3F000" | "42P01" | "42703" | "42883") => Self::NotMigrated(error),
             _ => Self::Database(error),
         }
+    }
+}
+
+impl Error {
+    /// Whether the database itself has answered that a statement failed: its transaction is gone then, and nothing of it was
+    /// done. `false` if no answer came, or one that ends the session (a server that shuts down, a pooler that lost its own):
+    /// a commit under way may have been done nonetheless.
+    #[must_use]
+    pub fn is_rolled_back(&self) -> bool {
+        let (Self::Database(error) | Self::NotMigrated(error)) = self else { return false };
+        let Some(answer) = error.as_database_error() else { return false };
+        let goes_on = answer
+            .try_downcast_ref::<PgDatabaseError>()
+            .is_some_and(|answer| matches!(answer.severity(), PgSeverity::Error));
+        // Classes 08 connection_exception and 57 operator_intervention, but for 57014 query_canceled, which ends a statement
+        let of_the_session =
+            |code: &str| code != "57014" && ["08", "57"].iter().any(|class| code.starts_with(class));
+        goes_on && !answer.code().is_some_and(|code| of_the_session(&code))
     }
 }
 
