@@ -113,13 +113,13 @@ pub struct Freshness {
     pub output: Output,
 }
 
-/// Whom to tell how a run ended.
+/// Whom to tell how a `run` ended. A `plan` is none: it would stand in the place of the newest run.
 #[derive(Debug, Args)]
 pub struct Monitoring {
-    /// Write metrics of the run into this file (`OpenMetrics` text), for the textfile collector of a node exporter.
+    /// Write metrics of a `run` into this file (`OpenMetrics` text), for the textfile collector of a node exporter.
     #[arg(long, env = "DIR_SYNC_METRICS_FILE", value_name = "FILE")]
     pub metrics_file: Option<PathBuf>,
-    /// Send metrics of the run to this Prometheus push gateway, as in `http://pushgateway:9091`.
+    /// Send metrics of a `run` to this Prometheus push gateway, as in `http://pushgateway:9091`.
     #[arg(long, env = "DIR_SYNC_PUSH_GATEWAY", value_name = "URL")]
     pub push_gateway: Option<String>,
 }
