@@ -124,6 +124,22 @@ async fn what_fails_and_what_is_misused_have_their_exit_codes() {
     assert_eq!(ended(&nowhere.output().unwrap()).0, 1);
 }
 
+#[tokio::test]
+async fn role_that_may_not_is_told_what_grants_it() {
+    let (database, pool) = database().await;
+    sqlx::raw_sql(include_str!("../../../deploy/sql/roles.sql")).execute(&pool).await.unwrap();
+    let separator = if database.url().contains('?') { '&' } else { '?' };
+    let url = format!("{}{separator}options[role]=authz_reader", database.url());
+    for arguments in [&["users", "create", "ada"][..], &["audit", "list"], &["audit", "seal"]] {
+        let (code, failed) = json(&database, &[arguments, &["--database-url", &url]].concat());
+        let error = failed["error"].as_str().unwrap();
+        assert_eq!(code, 1, "{arguments:?}: {failed}");
+        for part in ["permission denied", "deploy/sql/roles.sql grants"] {
+            assert!(error.contains(part), "{arguments:?}: {error}");
+        }
+    }
+}
+
 fn path(folder: &Path, name: &str) -> String {
     folder.join(name).to_str().unwrap().to_owned()
 }

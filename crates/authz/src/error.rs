@@ -1,9 +1,12 @@
 //! What can go wrong, and what to do about it.
 
+use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgDatabaseError, PgSeverity};
 
 use crate::decision::Revision;
 use crate::name::{ActionName, ActionPattern, DirectoryName, GroupName, NameError, UserName};
+
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
 /// Every way in which a call of this library can fail. A denied check is not one: see [`Decision`](crate::Decision).
 #[derive(Debug, thiserror::Error)]
@@ -149,9 +152,15 @@ pub enum Error {
         "the database has no authz tables (or an older version of them); run `dir-sync migrate` or call `authz::migrate`"
     )]
     NotMigrated(#[source] sqlx::Error),
+    /// The database role may not do it.
+    #[error(
+        "this database role lacks a privilege; deploy/sql/roles.sql grants what a sync, a service and an operator need (run it \
+         again after each `migrate`), and `migrate` runs as the owner of the schema"
+    )]
+    NotPermitted(#[source] sqlx::Error),
     /// The migrations failed.
     #[error("the authz tables could not be brought up to date")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
+    Migrate(#[source] MigrateError),
     /// The database holds something that this version does not understand.
     #[error(
         "the database holds {what} that this version of authz does not understand; use the version that wrote it, or newer"
@@ -223,7 +232,24 @@ impl From<sqlx::Error> for Error {
         let code = error.as_database_error().and_then(|e| e.code().map(std::borrow::Cow::into_owned));
         match code.as_deref() {
             Some("3F000" | "42P01" | "42703" | "42883") => Self::NotMigrated(error),
+            Some(INSUFFICIENT_PRIVILEGE) => Self::NotPermitted(error),
             _ => Self::Database(error),
+        }
+    }
+}
+
+impl From<MigrateError> for Error {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)
+                if error
+                    .as_database_error()
+                    .and_then(|e| e.code())
+                    .is_some_and(|c| c == INSUFFICIENT_PRIVILEGE) =>
+            {
+                Self::NotPermitted(error)
+            }
+            error => Self::Migrate(error),
         }
     }
 }
@@ -234,7 +260,9 @@ impl Error {
     /// a commit under way may have been done nonetheless.
     #[must_use]
     pub fn is_rolled_back(&self) -> bool {
-        let (Self::Database(error) | Self::NotMigrated(error)) = self else { return false };
+        let (Self::Database(error) | Self::NotMigrated(error) | Self::NotPermitted(error)) = self else {
+            return false;
+        };
         let Some(answer) = error.as_database_error() else { return false };
         let goes_on = answer
             .try_downcast_ref::<PgDatabaseError>()
