@@ -229,8 +229,7 @@ pub enum Error {
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         // 3F000 invalid_schema_name, 42P01 undefined_table, 42703 undefined_column, 42883 undefined_function
-        let code = error.as_database_error().and_then(|e| e.code().map(std::borrow::Cow::into_owned));
-        match code.as_deref() {
+        match code(&error).as_deref() {
             Some("3F000" | "42P01" | "42703" | "42883") => Self::NotMigrated(error),
             Some(INSUFFICIENT_PRIVILEGE) => Self::NotPermitted(error),
             _ => Self::Database(error),
@@ -242,10 +241,7 @@ impl From<MigrateError> for Error {
     fn from(error: MigrateError) -> Self {
         match error {
             MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)
-                if error
-                    .as_database_error()
-                    .and_then(|e| e.code())
-                    .is_some_and(|c| c == INSUFFICIENT_PRIVILEGE) =>
+                if code(&error).as_deref() == Some(INSUFFICIENT_PRIVILEGE) =>
             {
                 Self::NotPermitted(error)
             }
@@ -272,6 +268,10 @@ impl Error {
             |code: &str| code != "57014" && ["08", "57"].iter().any(|class| code.starts_with(class));
         goes_on && !answer.code().is_some_and(|code| of_the_session(&code))
     }
+}
+
+fn code(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error()?.code().map(std::borrow::Cow::into_owned)
 }
 
 /// The constraint that a statement violated, if that is why it failed.
