@@ -218,6 +218,37 @@ async fn guest_in_no_group_goes_with_any_run_of_any_directory_that_removes() {
     }
 }
 
+/// Or one directory would take away, run for run, whom the other one makes.
+#[tokio::test]
+async fn guest_of_no_group_but_one_that_is_left_out_has_no_row() {
+    let (_database, pool) = database().await;
+    execute(&pool, "insert into authz.groups (group_name) values ('ops@example.com')").await;
+    let org = with_guest().group("h", "web").external("h", "z", "z@partner.example").external(
+        "g",
+        "z",
+        "z@partner.example",
+    );
+    let first = sync_with(&pool, MAIN, &org, include_external()).await;
+    assert_eq!((first.status, conflicts(&first).len()), (Status::Applied, 1), "{first}");
+    assert_eq!(
+        text(&pool, "select string_agg(external_id, ' ') from authz.users where status = 'external'").await,
+        "z"
+    );
+    sync(&pool, "other", &Org::new("C2").user("y", "y@other.example")).await;
+    let before = written_rows(&pool).await;
+    for _ in 0..2 {
+        assert_eq!(sync_with(&pool, MAIN, &org, include_external()).await.status, Status::Unchanged);
+        let other = Org::new("C2").user("y", "y@other.example");
+        assert_eq!(sync(&pool, "other", &other).await.status, Status::Unchanged);
+    }
+    assert_eq!(written_rows(&pool).await, before);
+    // The name is free again.
+    execute(&pool, "update authz.groups set status = 'deleted' where directory_id = 0").await;
+    assert_eq!(sync_with(&pool, MAIN, &org, include_external()).await.status, Status::Applied);
+    assert_eq!(row_of_guest(&pool).await.1, "external");
+    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&org.json(), true));
+}
+
 #[tokio::test]
 async fn external_user_stays_while_another_directory_has_it_as_a_member() {
     let (_database, pool) = database().await;
