@@ -63,9 +63,9 @@ pub(crate) enum Command {
         holder: Holder,
         action: ActionPattern,
         /// Why
-        #[arg(long, env = "AUTHZ_REASON", value_name = "TEXT")]
+        #[arg(long, env = "AUTHZ_REASON", value_name = "TEXT", value_parser = said)]
         reason: String,
-        /// Until when, such as `2027-01-31T00:00:00Z`; for ever if not given
+        /// Until when, a time to come, such as `2027-01-31T00:00:00Z`; for ever if not given
         #[arg(long, env = "AUTHZ_UNTIL", value_name = "TIME")]
         until: Option<DateTime<Utc>>,
     },
@@ -89,6 +89,11 @@ pub(crate) enum Command {
     /// The audit trail
     #[command(subcommand)]
     Audit(Audit),
+}
+
+/// The text, if it says anything.
+fn said(text: &str) -> Result<String, &'static str> {
+    if text.trim().is_empty() { Err("say why; it stands in the audit trail") } else { Ok(text.to_owned()) }
 }
 
 /// Which part of a list.

@@ -3,6 +3,7 @@
 use authz::grant::{self, Grant, StandingGrant};
 use authz::group::{self, Role};
 use authz::{Revision, action, actions_of, check, explain, user, users_who_can};
+use chrono::SecondsFormat;
 use serde_json::{Value, json};
 
 use crate::answer::{Answer, Failure};
@@ -42,6 +43,12 @@ pub(crate) async fn run(place: &Place, command: Command) -> Result<Answer, Failu
             let mut grant = Grant::new(action, reason);
             if let Some(until) = until {
                 grant = grant.until(until);
+                if grant.has_ended(&pool).await? {
+                    let until = until.to_rfc3339_opts(SecondsFormat::AutoSi, true);
+                    return Err(Failure::usage(&format!(
+                        "--until {until} is in the past; give a time to come, or leave it out for a grant without an end"
+                    )));
+                }
             }
             let revision = match &holder {
                 Holder::User(name) => grant::to_user(&pool, name, &grant, &actor).await?,

@@ -104,10 +104,10 @@ async fn grants_are_made_asked_about_and_taken_back() {
 #[tokio::test]
 async fn what_fails_and_what_is_misused_have_their_exit_codes() {
     let (database, _) = database().await;
-    let (code, failed) = json(&database, &["grant", "user:nobody", "x.*", "--reason", ""]);
+    let (code, failed) = json(&database, &["grant", "user:nobody", "x.*", "--reason", "none"]);
     assert_eq!((code, failed["error"].as_str().unwrap().contains("`nobody`")), (1, true), "{failed}");
     for arguments in [
-        &["grant", "ada", "x.*", "--reason", ""][..],
+        &["grant", "ada", "x.*", "--reason", "none"][..],
         &["grant", "user:ada", "x.*"],
         &["can", "ada"],
         &["audit", "verify", "--checkpoint", "1:xyz"],
@@ -122,6 +122,59 @@ async fn what_fails_and_what_is_misused_have_their_exit_codes() {
     assert_eq!(ended(&nobody.output().unwrap()).0, 2);
     let mut nowhere = command(&["can", "ada", "x", "--database-url", "postgres://nobody@127.0.0.1:1/none"]);
     assert_eq!(ended(&nowhere.output().unwrap()).0, 1);
+}
+
+#[tokio::test]
+async fn grant_that_has_ended_or_says_no_reason_is_a_usage_error() {
+    let (database, pool) = database().await;
+    world(&database);
+    let grants = "select count(*) + (select count(*) from authz.group_actions) from authz.user_actions";
+    let grant = |holder: &str, more: &[&str]| {
+        let output = command(&[&["grant", holder, "workers.*"], more].concat())
+            .env("AUTHZ_DATABASE_URL", database.url())
+            .env("AUTHZ_ACTOR", "root@example.com")
+            .output()
+            .unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    // The database's clock counts, and the time zone: two hours from now stands there.
+    let (past, future): (String, String) = sqlx::query_as(
+        "select to_char(east - interval '1 s', form), to_char(east + interval '1 min', form)
+         from (select now() at time zone 'UTC' + interval '2 h' as east, 'YYYY-MM-DD\"T\"HH24:MI:SS\"+02:00\"' as form) t",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    for holder in ["user:ada", "group:ops"] {
+        for until in ["2020-01-01T00:00:00Z", "1969-12-31T23:59:59Z", &past] {
+            let (code, told) = grant(holder, &["--reason", "for a day", "--until", until]);
+            assert_eq!((code, told.contains("is in the past")), (2, true), "{told}");
+        }
+        for reason in ["", " \t"] {
+            let (code, told) = grant(holder, &["--reason", reason]);
+            assert_eq!((code, told.contains("--reason") && told.contains("say why")), (2, true), "{told}");
+        }
+    }
+    let number: i64 = sqlx::query_scalar(grants).fetch_one(&pool).await.unwrap();
+    assert_eq!(number, 2, "those of before");
+    let (code, told) = grant("user:ada", &["--reason", "for a minute", "--until", &future]);
+    assert_eq!(code, 0, "{told}");
+}
+
+#[tokio::test]
+async fn role_that_may_not_is_told_what_grants_it() {
+    let (database, pool) = database().await;
+    sqlx::raw_sql(include_str!("../../../deploy/sql/roles.sql")).execute(&pool).await.unwrap();
+    let separator = if database.url().contains('?') { '&' } else { '?' };
+    let url = format!("{}{separator}options[role]=authz_reader", database.url());
+    for arguments in [&["users", "create", "ada"][..], &["audit", "list"], &["audit", "seal"]] {
+        let (code, failed) = json(&database, &[arguments, &["--database-url", &url]].concat());
+        let error = failed["error"].as_str().unwrap();
+        assert_eq!(code, 1, "{arguments:?}: {failed}");
+        for part in ["permission denied", "deploy/sql/roles.sql grants"] {
+            assert!(error.contains(part), "{arguments:?}: {error}");
+        }
+    }
 }
 
 fn path(folder: &Path, name: &str) -> String {

@@ -1,7 +1,12 @@
 //! What can go wrong, and what to do about it.
 
+use sqlx::migrate::MigrateError;
+use sqlx::postgres::{PgDatabaseError, PgSeverity};
+
 use crate::decision::Revision;
 use crate::name::{ActionName, ActionPattern, DirectoryName, GroupName, NameError, UserName};
+
+const INSUFFICIENT_PRIVILEGE: &str = "42501";
 
 /// Every way in which a call of this library can fail. A denied check is not one: see [`Decision`](crate::Decision).
 #[derive(Debug, thiserror::Error)]
@@ -147,9 +152,15 @@ pub enum Error {
         "the database has no authz tables (or an older version of them); run `dir-sync migrate` or call `authz::migrate`"
     )]
     NotMigrated(#[source] sqlx::Error),
+    /// The database role may not do it.
+    #[error(
+        "this database role lacks a privilege; deploy/sql/roles.sql grants what a sync, a service and an operator need (run it \
+         again after each `migrate`), and `migrate` runs as the owner of the schema"
+    )]
+    NotPermitted(#[source] sqlx::Error),
     /// The migrations failed.
     #[error("the authz tables could not be brought up to date")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
+    Migrate(#[source] MigrateError),
     /// The database holds something that this version does not understand.
     #[error(
         "the database holds {what} that this version of authz does not understand; use the version that wrote it, or newer"
@@ -218,12 +229,49 @@ pub enum Error {
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         // 3F000 invalid_schema_name, 42P01 undefined_table, 42703 undefined_column, 42883 undefined_function
-        let code = error.as_database_error().and_then(|e| e.code().map(std::borrow::Cow::into_owned));
-        match code.as_deref() {
+        match code(&error).as_deref() {
             Some("3F000" | "42P01" | "42703" | "42883") => Self::NotMigrated(error),
+            Some(INSUFFICIENT_PRIVILEGE) => Self::NotPermitted(error),
             _ => Self::Database(error),
         }
     }
+}
+
+impl From<MigrateError> for Error {
+    fn from(error: MigrateError) -> Self {
+        match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)
+                if code(&error).as_deref() == Some(INSUFFICIENT_PRIVILEGE) =>
+            {
+                Self::NotPermitted(error)
+            }
+            error => Self::Migrate(error),
+        }
+    }
+}
+
+impl Error {
+    /// Whether the database itself has answered that a statement failed: its transaction is gone then, and nothing of it was
+    /// done. `false` if no answer came, or one that ends the session (a server that shuts down, a pooler that lost its own):
+    /// a commit under way may have been done nonetheless.
+    #[must_use]
+    pub fn is_rolled_back(&self) -> bool {
+        let (Self::Database(error) | Self::NotMigrated(error) | Self::NotPermitted(error)) = self else {
+            return false;
+        };
+        let Some(answer) = error.as_database_error() else { return false };
+        let goes_on = answer
+            .try_downcast_ref::<PgDatabaseError>()
+            .is_some_and(|answer| matches!(answer.severity(), PgSeverity::Error));
+        // Classes 08 connection_exception and 57 operator_intervention, but for 57014 query_canceled, which ends a statement
+        let of_the_session =
+            |code: &str| code != "57014" && ["08", "57"].iter().any(|class| code.starts_with(class));
+        goes_on && !answer.code().is_some_and(|code| of_the_session(&code))
+    }
+}
+
+fn code(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error()?.code().map(std::borrow::Cow::into_owned)
 }
 
 /// The constraint that a statement violated, if that is why it failed.

@@ -31,6 +31,17 @@ impl Grant {
         self.expires_at = Some(expires_at);
         self
     }
+
+    /// Whether its end has come already, by the database's clock, so that it would give nobody anything.
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer.
+    pub async fn has_ended(&self, executor: impl PgExecutor<'_>) -> Result<bool, Error> {
+        let Some(expires_at) = self.expires_at else { return Ok(false) };
+        let ended =
+            sqlx::query_scalar!(r#"select $1::timestamptz <= clock_timestamp() as "ended!""#, expires_at);
+        Ok(ended.fetch_one(executor).await?)
+    }
 }
 
 /// A grant as it stands.

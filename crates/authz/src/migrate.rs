@@ -17,8 +17,8 @@ static MIGRATOR: Migrator = sqlx::migrate!();
 /// Takes a session-level advisory lock, so connect to Postgres itself, not through a pooler in transaction mode.
 ///
 /// # Errors
-/// [`Error::Migrate`], for instance if the role may not create the schema, or if the database was migrated
-/// by a newer version.
+/// [`Error::NotPermitted`] if the role may not create the schema or is not its owner; [`Error::Migrate`], for instance if the
+/// database was migrated by a newer version.
 pub async fn migrate(pool: &PgPool) -> Result<(), Error> {
     // The lock is the session's, and an error does not give it back: this connection is closed.
     MIGRATOR.run(ForMigrator(Lent::from(pool).await?)).await?;
@@ -69,7 +69,7 @@ pub enum SchemaState {
 /// Looks at the tables, and changes nothing.
 ///
 /// # Errors
-/// [`Error::Database`] if the database does not answer, or does not let this role look.
+/// [`Error::Database`] if the database does not answer, [`Error::NotPermitted`] if it does not let this role look.
 pub async fn schema_state(pool: &PgPool) -> Result<SchemaState, Error> {
     let known = MIGRATOR.iter().last().map_or(0, |m| m.version);
     // Not checked at build time: the migrator makes this table, no migration does.

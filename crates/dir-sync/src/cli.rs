@@ -73,6 +73,12 @@ fn log_filter(text: &str) -> Result<String, tracing_subscriber::filter::ParseErr
     EnvFilter::try_new(text).map(|_| text.to_owned())
 }
 
+/// The name of a directory that has a source.
+fn synced_directory(text: &str) -> Result<DirectoryName, authz::Error> {
+    let name = DirectoryName::from_str(text)?;
+    if name.is_local() { Err(authz::Error::LocalDirectory) } else { Ok(name) }
+}
+
 /// Which runs to show.
 #[derive(Debug, Args)]
 pub struct History {
@@ -107,13 +113,13 @@ pub struct Freshness {
     pub output: Output,
 }
 
-/// Whom to tell how a run ended.
+/// Whom to tell how a `run` ended. A `plan` is none: it would stand in the place of the newest run.
 #[derive(Debug, Args)]
 pub struct Monitoring {
-    /// Write metrics of the run into this file (`OpenMetrics` text), for the textfile collector of a node exporter.
+    /// Write metrics of a `run` into this file (`OpenMetrics` text), for the textfile collector of a node exporter.
     #[arg(long, env = "DIR_SYNC_METRICS_FILE", value_name = "FILE")]
     pub metrics_file: Option<PathBuf>,
-    /// Send metrics of the run to this Prometheus push gateway, as in `http://pushgateway:9091`.
+    /// Send metrics of a `run` to this Prometheus push gateway, as in `http://pushgateway:9091`.
     #[arg(long, env = "DIR_SYNC_PUSH_GATEWAY", value_name = "URL")]
     pub push_gateway: Option<String>,
 }
@@ -142,7 +148,7 @@ pub struct Job {
     /// Which database.
     pub database: Database,
     /// The name under which the mirror is kept; another source needs another name.
-    #[arg(long, env = "DIR_SYNC_DIRECTORY", value_name = "NAME", value_parser = DirectoryName::from_str)]
+    #[arg(long, env = "DIR_SYNC_DIRECTORY", value_name = "NAME", value_parser = synced_directory)]
     pub directory: DirectoryName,
     /// Where users and groups come from: `google`, or `file:PATH` for a directory file.
     #[arg(long, env = "DIR_SYNC_SOURCE", value_name = "google|file:PATH")]
@@ -314,12 +320,13 @@ pub enum StartError {
 }
 
 impl StartError {
-    /// 1 failed, 6 ended by a signal.
+    /// 1 failed, 2 the command line cannot be used, 6 ended by a signal.
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
+            Self::DatabaseUrl(_) | Self::NoCredentials | Self::Source(SourceError::Setting { .. }) => 2,
             Self::Stopped(_) => 6,
-            _ => 1,
+            Self::Unreachable { .. } | Self::Source(_) | Self::Signals(_) | Self::Authz(_) => 1,
         }
     }
 }

@@ -4,9 +4,10 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use authz::DirectoryName;
 use authz::mirror::{freshness, runs};
 use clap::Parser;
-use dir_sync::cli::{self, Cli, Command, Job, LogFormat, Output, StartError};
+use dir_sync::cli::{self, Cli, Command, Job, LogFormat, Monitoring, Output, StartError};
 use dir_sync::doctor::examine;
 use dir_sync::history::{Runs, Statuses, is_stale};
 use dir_sync::progress::ProgressLine;
@@ -34,8 +35,8 @@ async fn main() -> ExitCode {
                 Err(error) => not_begun(&error, Output::Text),
             }
         }
-        Command::Plan(job) => sync(&job, DirectorySync::plan).await,
-        Command::Run(job) => sync(&job, DirectorySync::run).await,
+        Command::Plan(job) => sync(&job, DirectorySync::plan, None).await,
+        Command::Run(job) => sync(&job, DirectorySync::run, Some(&job.monitoring)).await,
         Command::Doctor(job) => {
             let examination = examine(&job).await;
             show(&examination, &examination, job.output);
@@ -67,7 +68,11 @@ fn start_log(cli: &Cli) {
     tracing_subscriber::registry().with(lines.with_filter(silent)).with(filter).init();
 }
 
-async fn sync<F: Future<Output = Report>>(job: &Job, work: impl FnOnce(DirectorySync) -> F) -> ExitCode {
+async fn sync<F: Future<Output = Report>>(
+    job: &Job,
+    work: impl FnOnce(DirectorySync) -> F,
+    monitoring: Option<&Monitoring>,
+) -> ExitCode {
     let (report, pool) = match start(job).await {
         Ok((pool, sync, line)) => {
             let report = work(sync).await;
@@ -81,7 +86,9 @@ async fn sync<F: Future<Output = Report>>(job: &Job, work: impl FnOnce(Directory
             (report, None)
         }
     };
-    monitor(job, &report, pool.as_ref()).await;
+    if let Some(monitoring) = monitoring {
+        monitor(monitoring, &job.directory, &report, pool.as_ref()).await;
+    }
     let text = match job.output {
         Output::Text => report.to_string(),
         Output::Json => serde_json::to_string(&report).unwrap_or_else(|error| {
@@ -113,24 +120,24 @@ async fn start(job: &Job) -> Result<(PgPool, DirectorySync, Option<ProgressLine>
 }
 
 /// Tells the monitoring. What goes wrong here is a warning: the run is as good as it was.
-async fn monitor(job: &Job, report: &Report, pool: Option<&PgPool>) {
-    if job.monitoring.metrics_file.is_none() && job.monitoring.push_gateway.is_none() {
+async fn monitor(monitoring: &Monitoring, directory: &DirectoryName, report: &Report, pool: Option<&PgPool>) {
+    if monitoring.metrics_file.is_none() && monitoring.push_gateway.is_none() {
         return;
     }
     let known = match pool {
         Some(pool) => {
-            let asked = freshness(pool, Some(&job.directory));
+            let asked = freshness(pool, Some(directory));
             tokio::time::timeout(FRESHNESS_WITHIN, asked).await.ok().and_then(Result::ok)
         }
         None => None,
     };
     let text = metrics::render(report, known.as_deref().and_then(<[_]>::first));
-    if let Some(path) = &job.monitoring.metrics_file
+    if let Some(path) = &monitoring.metrics_file
         && let Err(error) = metrics::write_file(path, &report.directory, &text)
     {
         tracing::warn!(file = %path.display(), error = error_chain(&error), "the metrics could not be written");
     }
-    if let Some(gateway) = &job.monitoring.push_gateway
+    if let Some(gateway) = &monitoring.push_gateway
         && let Err(error) = metrics::push(gateway, &report.directory, text).await
     {
         tracing::warn!(error = error_chain(&error), "the metrics could not be pushed");

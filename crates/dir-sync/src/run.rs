@@ -186,7 +186,9 @@ impl DirectorySync {
                     return Err(authz::Error::LeaseLost { run_id }.into());
                 }
                 (None, RunError::Stopped(reason)) if changes => return Err(RunError::StoppedUnheard(reason)),
-                (None, RunError::Mirror(error @ authz::Error::Database(_))) if changes => {
+                (None, RunError::Mirror(error @ authz::Error::Database(_)))
+                    if changes && !error.is_rolled_back() =>
+                {
                     return Err(RunError::Unheard(error));
                 }
                 (_, error) => return Err(error),

@@ -6,7 +6,7 @@
 mod support;
 
 use dir_sync::{DirectorySync, Options, Report};
-use sqlx::PgPool;
+use sqlx::{AssertSqlSafe, PgPool};
 
 use self::support::*;
 
@@ -77,6 +77,53 @@ async fn apply_that_cannot_be_asked_after_is_not_told_as_no_change() {
         let (_pool, _database, outcome) = run_that_loses_its_answer(command, &next, Way::Closed).await;
         assert_eq!((outcome.code, outcome.status().as_str()), (1, "failed"), "{outcome:?}");
         assert_eq!(outcome.error().contains("not known"), !is_known, "{outcome:?}");
+    }
+}
+
+/// The report of a run whose end the database does not let be written, that of a failure neither, but answers with this.
+async fn refused_at_its_end(answer: &str) -> Report {
+    let (database, pool) = database().await;
+    assert_eq!(sync(&pool, MAIN, &org(false)).await.exit_code(), 0);
+    let before = written_rows(&pool).await;
+    let trigger = format!(
+        "create function refuse_the_end() returns trigger language plpgsql as $$ begin {answer}; return new; end $$;
+         create trigger refuse before update on authz.sync_runs
+             for each row when (new.status <> 'running') execute function refuse_the_end()"
+    );
+    sqlx::raw_sql(AssertSqlSafe(trigger)).execute(&pool).await.unwrap();
+    let report =
+        DirectorySync::new(connect(database.url()).await, name(MAIN), org(true).source()).run().await;
+    assert_eq!(written_rows(&pool).await, before);
+    assert_eq!(newest_status(&pool).await, "running");
+    report
+}
+
+#[tokio::test]
+async fn refusal_of_the_database_is_told_as_no_change() {
+    for answer in [
+        "raise exception 'no room left'",
+        "raise exception 'no room left' using errcode = '23514'",
+        "raise exception 'no room left' using errcode = '57014'",
+    ] {
+        let report = refused_at_its_end(answer).await;
+        let error = report.error.as_ref().unwrap();
+        assert_eq!(report.exit_code(), 1, "{report}");
+        assert!(error.contains("no room left") && !error.contains("not known"), "{answer}: {error}");
+    }
+}
+
+/// A server that shuts down answers so, and may do it to a commit that is done.
+#[tokio::test]
+async fn answer_that_ends_the_session_is_not_told_as_no_change() {
+    for answer in [
+        "perform pg_terminate_backend(pg_backend_pid())",
+        "raise exception 'closing' using errcode = 'admin_shutdown'",
+        "raise exception 'closing' using errcode = 'cannot_connect_now'",
+        "raise exception 'lost its own' using errcode = '08P01'",
+    ] {
+        let report = refused_at_its_end(answer).await;
+        assert_eq!(report.exit_code(), 1, "{report}");
+        assert!(report.error.as_ref().unwrap().contains("it is not known"), "{answer}: {report}");
     }
 }
 

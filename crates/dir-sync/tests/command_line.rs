@@ -46,9 +46,18 @@ async fn mirrored() -> (Database, PgPool) {
 
 /// The run fails: exit code 1, one JSON object with a message in which all of `says` occurs, nothing written.
 async fn assert_fails(pool: &PgPool, program: Program, says: &[&str]) {
+    assert_ends_with(1, pool, program, says).await;
+}
+
+/// The options are well formed and do not make a run: the same with exit code 2, which nobody tries again.
+async fn assert_cannot_be_used(pool: &PgPool, program: Program, says: &[&str]) {
+    assert_ends_with(2, pool, program, says).await;
+}
+
+async fn assert_ends_with(code: i32, pool: &PgPool, program: Program, says: &[&str]) {
     let before = written_rows(pool).await;
     let outcome = program.output().await;
-    assert_eq!(outcome.code, 1, "{outcome:?}");
+    assert_eq!(outcome.code, code, "{outcome:?}");
     assert_eq!(outcome.status(), "failed");
     for part in says {
         assert!(outcome.error().contains(part), "`{part}` is not in: {}", outcome.error());
@@ -280,12 +289,21 @@ async fn unusable_credentials_say_what_to_do() {
     let wrong = google(&workspace.key_file(), "nobody@example.com");
     assert_fails(&pool, wrong, &["`nobody@example.com`", "--google-subject"]).await;
     let none = Program::job("run", database.url()).option("--source", "google");
-    assert_fails(&pool, none, &["--google-credentials"]).await;
+    assert_cannot_be_used(&pool, none, &["--google-credentials"]).await;
+    let both = google(&workspace.key_file(), admin).option("--google-service-account", "sync@example.com");
+    assert_cannot_be_used(&pool, both, &["--google-service-account", "without a key"]).await;
+    let no_metadata = Program::job("run", database.url())
+        .option("--source", "google")
+        .option("--google-service-account", "sync@example.com")
+        .option("--google-metadata-url", "metadata");
+    assert_cannot_be_used(&pool, no_metadata, &["--google-metadata-url"]).await;
+    let nobodys = google(&workspace.key_file(), admin).option("--google-customer", "");
+    assert_cannot_be_used(&pool, nobodys, &["--google-customer"]).await;
     let nowhere = Program::job("run", database.url())
         .option("--source", "google")
         .option("--google-credentials", workspace.key_file())
         .option("--google-url", "admin.googleapis.com");
-    assert_fails(&pool, nowhere, &["--google-url"]).await;
+    assert_cannot_be_used(&pool, nowhere, &["--google-url"]).await;
 }
 
 #[tokio::test]
@@ -335,8 +353,13 @@ async fn unusable_database_says_what_to_do() {
     assert!(outcome.stderr.contains("cannot be reached"), "{outcome:?}");
 
     let outcome = Program::job("run", "no-url").file(&path).output().await;
-    assert_eq!(outcome.code, 1, "{outcome:?}");
+    assert_eq!(outcome.code, 2, "{outcome:?}");
     assert!(outcome.error().contains("postgres://user:password@host/name"), "{outcome:?}");
+    for command in ["migrate", "status"] {
+        let outcome = Program::new(command).option("--database-url", "no-url").output().await;
+        assert_eq!(outcome.code, 2, "{outcome:?}");
+        assert!(outcome.stderr.contains("postgres://user:password@host/name"), "{outcome:?}");
+    }
 
     let bare = Database::empty().await.unwrap();
     let outcome = run_of(&bare, &path).output().await;
@@ -355,8 +378,8 @@ async fn unusable_names_and_sources_say_what_to_do() {
             .option("--directory", directory)
             .file(&path)
     };
-    assert_fails(&pool, named("local"), &["give the directory another name"]).await;
     let before = written_rows(&pool).await;
+    assert_usage(named("local"), &["--directory", "give the directory another name"]).await;
     assert_usage(named("Main"), &["--directory", "Main"]).await;
     assert_usage(named(""), &["--directory"]).await;
     let from = |source: &str| Program::job("run", database.url()).option("--source", source);
@@ -388,9 +411,9 @@ async fn password_is_in_no_output() {
         (job("run", &unknown_option), 0),
         (job("run", &url).option("--concurrency", "x"), 2),
         (job("run", &format!("postgres://app:{password}@127.0.0.1:{port}/app")), 1),
-        (job("run", &format!("postgres://app:{password}@host:no-port/app")), 1),
+        (job("run", &format!("postgres://app:{password}@host:no-port/app")), 2),
         (job("run", &format!("mysql://app:{password}@host/app")), 1),
-        (job("run", &format!("postgres://app:{password}@host/app?sslmode=nonsense")), 1),
+        (job("run", &format!("postgres://app:{password}@host/app?sslmode=nonsense")), 2),
         (Program::new("migrate").environment("DIR_SYNC_DATABASE_URL", &url), 0),
         (Program::new("run").environment("DIR_SYNC_DATABASE_URL", &url).flag("--help"), 0),
         (Program::new("run").environment("DIR_SYNC_DATABASE_URL", &url), 2),

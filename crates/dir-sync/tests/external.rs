@@ -142,6 +142,113 @@ async fn external_user_goes_with_the_last_membership() {
     assert_eq!(sync_with(&pool, MAIN, &none, include_external()).await.status, Status::Unchanged);
 }
 
+/// Whoever is external and in no group of a directory came there by nobody's listing, but has what was granted directly.
+#[tokio::test]
+async fn guest_whose_membership_was_deleted_by_hand_goes_when_the_directory_drops_it_too() {
+    let (_database, pool) = database().await;
+    sync_with(&pool, MAIN, &with_guest(), include_external()).await;
+    grant_to_user(&pool, GUEST).await;
+    execute(&pool, "delete from authz.group_users m using authz.users u where u.user_id = m.user_id and u.external_id = 'x'").await;
+    let dropped = with_guest().without_member("g", "x");
+    assert_eq!(sync_with(&pool, MAIN, &dropped, include_external()).await.status, Status::Applied);
+    assert_eq!(row_of_guest(&pool).await.1, "deleted");
+    assert!(!can(&pool, GUEST).await);
+    let before = written_rows(&pool).await;
+    assert_eq!(sync_with(&pool, MAIN, &dropped, include_external()).await.status, Status::Unchanged);
+    assert_eq!(written_rows(&pool).await, before);
+}
+
+#[tokio::test]
+async fn guest_of_a_group_whose_row_was_deleted_by_hand_goes() {
+    let (_database, pool) = database().await;
+    let org = with_guest().group("h", "web").member("h", "1");
+    sync_with(&pool, MAIN, &org, include_external()).await;
+    grant_to_user(&pool, GUEST).await;
+    execute(&pool, "update authz.groups set status = 'deleted' where external_id = 'g'").await;
+    assert_eq!(
+        sync_with(&pool, MAIN, &org.without_group("g"), include_external()).await.status,
+        Status::Applied
+    );
+    assert_eq!(row_of_guest(&pool).await.1, "deleted");
+    assert!(!can(&pool, GUEST).await);
+}
+
+/// A group that is kept by hand is no directory's word for a guest.
+#[tokio::test]
+async fn guest_who_is_in_no_group_but_a_local_one_goes_and_others_stay() {
+    for of_third in [false, true] {
+        let (_database, pool) = database().await;
+        let third = Org::new("C3").group("t", "t@third.example").external("t", "x", GUEST);
+        sync_with(&pool, MAIN, &with_guest(), include_external()).await;
+        if of_third {
+            sync_with(&pool, "third", &third, include_external()).await;
+        }
+        execute(
+            &pool,
+            "insert into authz.groups (group_name) values ('by-hand');
+             insert into authz.group_users (group_id, user_id)
+                 select g.group_id, u.user_id from authz.groups g, authz.users u
+                 where g.group_name = 'by-hand' and u.external_id = 'x';
+             delete from authz.group_users m using authz.groups g where g.group_id = m.group_id and g.external_id = 'g'",
+        )
+        .await;
+        let dropped = with_guest().without_member("g", "x").user("2", "bo").member("g", "2");
+        sync_with(&pool, MAIN, &dropped, include_external()).await;
+        assert_eq!(row_of_guest(&pool).await.1, if of_third { "external" } else { "deleted" });
+    }
+}
+
+/// Whose run sees it does not matter, and neither does whether it mirrors guests.
+#[tokio::test]
+async fn guest_in_no_group_goes_with_any_run_of_any_directory_that_removes() {
+    for directory in [MAIN, "partner"] {
+        let (_database, pool) = database().await;
+        sync_with(&pool, MAIN, &with_guest(), include_external()).await;
+        let other = Org::new("C2").user("y", "y@partner.example").group("pg", "p@partner.example");
+        sync(&pool, "partner", &other).await;
+        execute(&pool, "delete from authz.group_users m using authz.users u where u.user_id = m.user_id and u.external_id = 'x'").await;
+        let dropped = with_guest().without_member("g", "x");
+        let org = if directory == MAIN { &dropped } else { &other };
+        let keep = Options { no_remove: true, ..unlimited() };
+        let withheld = sync_with(&pool, directory, org, keep).await.plan.unwrap().withheld;
+        assert_eq!((withheld.users, row_of_guest(&pool).await.1.as_str()), (1, "external"));
+        assert_eq!(sync(&pool, directory, org).await.status, Status::Applied);
+        assert_eq!(row_of_guest(&pool).await.1, "deleted");
+        assert_eq!(sync(&pool, directory, org).await.status, Status::Unchanged);
+    }
+}
+
+/// Or one directory would take away, run for run, whom the other one makes.
+#[tokio::test]
+async fn guest_of_no_group_but_one_that_is_left_out_has_no_row() {
+    let (_database, pool) = database().await;
+    execute(&pool, "insert into authz.groups (group_name) values ('ops@example.com')").await;
+    let org = with_guest().group("h", "web").external("h", "z", "z@partner.example").external(
+        "g",
+        "z",
+        "z@partner.example",
+    );
+    let first = sync_with(&pool, MAIN, &org, include_external()).await;
+    assert_eq!((first.status, conflicts(&first).len()), (Status::Applied, 1), "{first}");
+    assert_eq!(
+        text(&pool, "select string_agg(external_id, ' ') from authz.users where status = 'external'").await,
+        "z"
+    );
+    sync(&pool, "other", &Org::new("C2").user("y", "y@other.example")).await;
+    let before = written_rows(&pool).await;
+    for _ in 0..2 {
+        assert_eq!(sync_with(&pool, MAIN, &org, include_external()).await.status, Status::Unchanged);
+        let other = Org::new("C2").user("y", "y@other.example");
+        assert_eq!(sync(&pool, "other", &other).await.status, Status::Unchanged);
+    }
+    assert_eq!(written_rows(&pool).await, before);
+    // The name is free again.
+    execute(&pool, "update authz.groups set status = 'deleted' where directory_id = 0").await;
+    assert_eq!(sync_with(&pool, MAIN, &org, include_external()).await.status, Status::Applied);
+    assert_eq!(row_of_guest(&pool).await.1, "external");
+    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&org.json(), true));
+}
+
 #[tokio::test]
 async fn external_user_stays_while_another_directory_has_it_as_a_member() {
     let (_database, pool) = database().await;

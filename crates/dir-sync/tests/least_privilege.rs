@@ -130,3 +130,35 @@ async fn doctor_names_what_another_role_may_not() {
         assert!(says.contains(part), "{says}");
     }
 }
+
+#[tokio::test]
+async fn role_that_may_not_is_told_what_grants_it() {
+    let (database, pool) = database_with_roles().await;
+    let (_folder, path) = org().write();
+    let run = Program::job("run", &as_role(&database, "authz_reader")).file(&path).output().await;
+    assert_eq!(run.code, 1, "{run:?}");
+    for part in ["permission denied for table", "deploy/sql/roles.sql grants"] {
+        assert!(run.error().contains(part), "{run:?}");
+    }
+
+    let migrate = async |refusal: &str| {
+        let url = as_role(&database, "authz_sync");
+        let outcome = Program::new("migrate").option("--database-url", &url).output().await;
+        assert_eq!(outcome.code, 1, "{outcome:?}");
+        for part in [refusal, "`migrate` runs as the owner of the schema"] {
+            assert!(outcome.stderr.contains(part), "{outcome:?}");
+        }
+    };
+    migrate("permission denied for database").await;
+    // It may do all but change what it does not own: so the refusal comes in the middle of a migration.
+    sqlx::raw_sql(
+        "do $$ begin execute format('grant create on database %I to authz_sync', current_database()); end $$;
+         grant all on schema authz to authz_sync;
+         grant all on authz._sqlx_migrations to authz_sync;
+         delete from authz._sqlx_migrations where version = (select max(version) from authz._sqlx_migrations)",
+    )
+    .execute(&pool)
+    .await
+    .unwrap();
+    migrate("must be owner of").await;
+}

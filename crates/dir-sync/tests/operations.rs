@@ -125,9 +125,14 @@ async fn directory_that_was_never_complete_is_not_fresh() {
     let json = ask("status", &database).option("--output", "json").output().await.json();
     assert_eq!(json["directories"][0]["age_seconds"], Value::Null);
 
+    // A group whose members are not in the file.
+    let mut incomplete = org().json();
+    incomplete["members"].as_object_mut().unwrap().remove("g1").unwrap();
+    incomplete["groups"][0]["directMembersCount"] = "2".into();
+    std::fs::write(&path, incomplete.to_string()).unwrap();
     let file = folder.path().join("dir_sync.prom");
-    let plan = Program::job("plan", database.url()).file(&path).option("--metrics-file", &file);
-    assert_eq!(plan.output().await.code, 0);
+    let partial = run_of(&database, &path).option("--metrics-file", &file).output().await;
+    assert_eq!(partial.code, 4, "{partial:?}");
     let never = "dir_sync_last_complete_sync_timestamp_seconds{directory=\"main\"} 0";
     let told = std::fs::read_to_string(file).unwrap();
     assert!(told.lines().any(|line| line == never), "or no alert ever fires: {told}");
@@ -180,6 +185,35 @@ async fn metrics_file_tells_how_each_run_ended() {
         run_of(&database, &path).option("--metrics-file", "/nonexistent/dir_sync.prom").output().await;
     assert_eq!(nowhere.code, 0, "metrics that cannot be written are a warning: {nowhere:?}");
     assert!(nowhere.stderr.contains("could not be written"), "{nowhere:?}");
+}
+
+/// Whose options stand in the environment, where a person plans too.
+#[tokio::test]
+async fn plan_leaves_the_metrics_of_the_newest_run() {
+    let (database, _pool) = database().await;
+    let (folder, path) = org().write();
+    let file = folder.path().join("dir_sync.prom");
+    let gateway = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", gateway.local_addr().unwrap());
+    let plan = |url: &str| {
+        Program::job("plan", url)
+            .file(&path)
+            .environment("DIR_SYNC_METRICS_FILE", &file)
+            .environment("DIR_SYNC_PUSH_GATEWAY", &address)
+    };
+    assert_eq!(plan(database.url()).output().await.code, 0);
+    assert!(!file.exists(), "there was no run yet");
+    let run = run_of(&database, &path).environment("DIR_SYNC_METRICS_FILE", &file).output().await;
+    assert_eq!(run.code, 0, "{run:?}");
+    let told = std::fs::read_to_string(&file).unwrap();
+    assert!(told.contains("status=\"applied\"} 1"), "{told}");
+    for (url, code) in [(database.url(), 0), ("postgres://127.0.0.1:1/none", 1)] {
+        let outcome = plan(url).output().await;
+        assert_eq!((outcome.code, outcome.stderr.as_str()), (code, ""), "{outcome:?}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), told);
+    }
+    let pushed = tokio::time::timeout(std::time::Duration::ZERO, gateway.accept()).await;
+    assert!(pushed.is_err(), "the push gateway was told of a plan");
 }
 
 /// A push gateway that takes one request and answers with this status.

@@ -502,7 +502,7 @@ fn code(error: &sqlx::Error) -> Option<String> {
 
 fn sql<T>(done: Result<T, Error>) -> Result<T, sqlx::Error> {
     done.map_err(|error| match error {
-        Error::Database(error) | Error::NotMigrated(error) => error,
+        Error::Database(error) | Error::NotMigrated(error) | Error::NotPermitted(error) => error,
         other => sqlx::Error::Protocol(other.to_string()),
     })
 }

@@ -177,6 +177,9 @@ impl Run {
                 withheld.groups = self.withhold_groups(tx).await?;
             }
             while self.settle_group_names(tx).await? > 0 {}
+            if options.include_external {
+                self.drop_groupless_external_users(tx).await?;
+            }
         }
         // Externals and outsiders are listed and no members of this mirror, which then has fewer than are listed.
         let fewer = staging.externals || staging.outsiders;
