@@ -188,11 +188,12 @@ impl Run {
             missing.users = self.known_users(&mut staging).await?.misses_any();
             missing.groups = sqlx::query_scalar!(
                 r#"
+                -- Not `not exists`: nothing is known of the staging table yet, and each group would be looked for in all of it.
                 select exists (
-                    select from authz.groups g
-                    where g.directory_id = $2 and g.status = 'active'
-                      and not exists (select from authz.sync_stage_groups s
-                                      where s.run_id = $1 and s.external_id = g.external_id)
+                    select g.external_id from authz.groups g
+                    where g.directory_id = $2 and g.status = 'active' and g.external_id is not null
+                    except
+                    select s.external_id from authz.sync_stage_groups s where s.run_id = $1
                 ) as "any!"
                 "#,
                 self.run_id,
