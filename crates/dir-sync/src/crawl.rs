@@ -1,15 +1,16 @@
 //! Lists a whole directory: users, groups and members side by side, page by page, and says what is complete.
 
+mod again;
 mod walk;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use authz::mirror::Missing;
 use futures_util::stream::{self, Stream, StreamExt};
 use tokio::sync::{Semaphore, mpsc, watch};
 
+pub use self::again::crawl_again;
 use self::walk::{Groups, MembersOf, Step, Stop, Users, Walk};
 use crate::filter::GroupFilter;
 use crate::source::{Group, Member, MemberKind, Source, SourceError, User, error_chain};
@@ -172,15 +173,7 @@ pub async fn crawl<P: From<Batch> + Send>(
     pages: mpsc::Sender<P>,
 ) -> Result<Crawl, CrawlError> {
     let calls_before = source.calls();
-    let concurrency = options.concurrency.max(1);
-    let run = Run {
-        source: source.as_ref(),
-        permits: Semaphore::new(concurrency),
-        concurrency,
-        filter: &options.filter,
-        pages,
-        progress: options.progress.unwrap_or_default(),
-    };
+    let run = Run::new(source.as_ref(), &options, pages);
     // As many groups wait here as the directory lists ahead of their members; a group is small.
     let (found, to_list) = mpsc::unbounded_channel();
     let waiting =
@@ -202,14 +195,7 @@ pub async fn crawl<P: From<Batch> + Send>(
     tally.incomplete.sort_unstable_by(|a, b| a.group_email.cmp(&b.group_email));
     let vanished_of_listed = vanished.iter().filter(|id| groups.listed.contains(*id)).count();
     let groups_left = groups.listed.len() - vanished_of_listed;
-    for group in &tally.incomplete {
-        tracing::warn!(
-            group_id = group.group_id,
-            group = group.group_email,
-            reason = group.reason,
-            "members not complete"
-        );
-    }
+    warn_of(&tally.incomplete);
     Ok(Crawl {
         users,
         groups: u64::try_from(groups_left).unwrap_or(u64::MAX),
@@ -224,79 +210,13 @@ pub async fn crawl<P: From<Batch> + Send>(
     })
 }
 
-/// Lists users, groups or both once more and sends on what is on their pages, as [`crawl()`] does, and the members of groups
-/// that the crawl before has not listed. Adds to it what was found.
-///
-/// For a listing whose pages are of different moments can miss what moved from one to the other: see
-/// [`missing`](authz::mirror::Run::missing).
-///
-/// # Errors
-/// As [`crawl()`].
-pub async fn crawl_again<P: From<Batch> + Send>(
-    source: Arc<dyn Source>,
-    options: CrawlOptions,
-    missing: Missing,
-    mut before: Crawl,
-    pages: mpsc::Sender<P>,
-) -> Result<Crawl, CrawlError> {
-    let calls_before = source.calls();
-    let concurrency = options.concurrency.max(1);
-    let run = Run {
-        source: source.as_ref(),
-        permits: Semaphore::new(concurrency),
-        concurrency,
-        filter: &options.filter,
-        pages,
-        progress: options.progress.unwrap_or_default(),
-    };
-    if missing.users {
-        let mut walk = Walk::new(&run.permits, Users(run.source));
-        loop {
-            match walk.next().await.map_err(|stop| stop.of(Listing::Users))? {
-                Step::Page(users) => run.send(Batch::Users(users)).await?,
-                // What came of either pass is listed.
-                Step::Restarted => {}
-                Step::Done => break,
-            }
-        }
-    }
-    if missing.groups {
-        let mut new = Vec::new();
-        let mut walk = Walk::new(&run.permits, Groups(run.source));
-        loop {
-            match walk.next().await.map_err(|stop| stop.of(Listing::Groups))? {
-                Step::Page(mut groups) => {
-                    // Those that were not found before are listed again as new ones.
-                    groups.retain(|group| {
-                        run.filter.keeps(&group.email)
-                            && (before.vanished.contains(&group.id) || !before.listed.contains(&group.id))
-                    });
-                    before.vanished.retain(|id| groups.iter().all(|group| group.id != *id));
-                    before.listed.extend(groups.iter().map(|group| group.id.clone()));
-                    run.send(Batch::Groups(groups.clone())).await?;
-                    new.extend(groups);
-                }
-                Step::Restarted => {}
-                Step::Done => break,
-            }
-        }
-        before.groups += u64::try_from(new.len()).unwrap_or(u64::MAX);
-        let mut tally = run.list_all_members(stream::iter(new)).await?;
-        run.keep_unknown_everyone(&mut tally).await?;
-        let never_found = std::mem::take(&mut tally.vanished);
-        tally.incomplete.extend(never_found.into_iter().map(|group| incomplete(group, NOT_FOUND.to_owned())));
-        before.memberships += tally.memberships;
-        before.incomplete.extend(tally.incomplete);
-        before.incomplete.sort_unstable_by(|a, b| a.group_email.cmp(&b.group_email));
-        for (kind, count) in tally.unknown_member_types {
-            *before.unknown_member_types.entry(kind).or_default() += count;
-        }
-    }
-    before.calls += source.calls().saturating_sub(calls_before);
-    Ok(before)
-}
-
 const NOT_FOUND: &str = "the directory lists the group but does not find it";
+
+fn warn_of(incomplete: &[Incomplete]) {
+    for Incomplete { group_id, group_email, reason } in incomplete {
+        tracing::warn!(group_id, group = group_email, reason, "members not complete");
+    }
+}
 
 fn incomplete(group: Group, reason: String) -> Incomplete {
     Incomplete { group_id: group.id, group_email: group.email, reason }
@@ -342,7 +262,19 @@ struct Run<'a, P> {
     progress: watch::Sender<Progress>,
 }
 
-impl<P: From<Batch> + Send> Run<'_, P> {
+impl<'a, P: From<Batch> + Send> Run<'a, P> {
+    fn new(source: &'a dyn Source, options: &'a CrawlOptions, pages: mpsc::Sender<P>) -> Self {
+        let concurrency = options.concurrency.max(1);
+        Self {
+            source,
+            permits: Semaphore::new(concurrency),
+            concurrency,
+            filter: &options.filter,
+            pages,
+            progress: options.progress.clone().unwrap_or_default(),
+        }
+    }
+
     async fn send(&self, batch: Batch) -> Result<(), CrawlError> {
         self.pages.send(batch.into()).await.map_err(|_| CrawlError::ReceiverGone)
     }

@@ -115,6 +115,21 @@ async fn second_look_that_fails_removes_nobody() {
 }
 
 #[tokio::test]
+async fn second_look_that_begins_again_forgets_nobody() {
+    let (_database, pool) = database().await;
+    let org = many_users();
+    applied(&pool, &org).await;
+    let after = org.clone().without_user("u000");
+    let workspace = workspace(by_address(&after)).await;
+    // The page token of its second page is not taken.
+    workspace.emulator.add_fault(Fault::new(Target::users(), Effect::status(400, "invalid")).on_call(4));
+    let report = run(&pool, MAIN, workspace.source().await, Options::default()).await;
+    assert_eq!((report.status, report.counts.users.removed), (Status::Applied, 1), "{report}");
+    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&after.json(), false));
+    assert_eq!(workspace.emulator.call_count(), 2 + 1 + 3 + (2 + 2));
+}
+
+#[tokio::test]
 async fn group_that_only_the_second_look_finds_is_mirrored_whole() {
     let (_database, pool) = database().await;
     let org = many_groups();

@@ -1,0 +1,76 @@
+//! A second look at listings that miss what the mirror has, before its absence is believed.
+
+use std::sync::Arc;
+
+use authz::mirror::Missing;
+use futures_util::stream;
+use tokio::sync::mpsc;
+
+use super::walk::{Groups, Step, Users, Walk};
+use super::{Batch, Crawl, CrawlError, CrawlOptions, Listing, NOT_FOUND, Run, incomplete, warn_of};
+use crate::source::Source;
+
+/// Lists users, groups or both once more and sends on what is on their pages, as [`crawl()`](super::crawl()) does, and the members of groups
+/// that the crawl before has not listed. Adds to it what was found.
+///
+/// For a listing whose pages are of different moments can miss what moved from one to the other: see
+/// [`missing`](authz::mirror::Run::missing).
+///
+/// # Errors
+/// As [`crawl()`].
+pub async fn crawl_again<P: From<Batch> + Send>(
+    source: Arc<dyn Source>,
+    options: CrawlOptions,
+    missing: Missing,
+    mut before: Crawl,
+    pages: mpsc::Sender<P>,
+) -> Result<Crawl, CrawlError> {
+    let calls_before = source.calls();
+    let run = Run::new(source.as_ref(), &options, pages);
+    if missing.users {
+        let mut walk = Walk::new(&run.permits, Users(run.source));
+        loop {
+            match walk.next().await.map_err(|stop| stop.of(Listing::Users))? {
+                Step::Page(users) => run.send(Batch::Users(users)).await?,
+                // What came of either pass is listed.
+                Step::Restarted => {}
+                Step::Done => break,
+            }
+        }
+    }
+    if missing.groups {
+        let mut new = Vec::new();
+        let mut walk = Walk::new(&run.permits, Groups(run.source));
+        loop {
+            match walk.next().await.map_err(|stop| stop.of(Listing::Groups))? {
+                Step::Page(mut groups) => {
+                    // Those that were not found before are listed again as new ones.
+                    groups.retain(|group| {
+                        run.filter.keeps(&group.email)
+                            && (before.vanished.contains(&group.id) || !before.listed.contains(&group.id))
+                    });
+                    before.vanished.retain(|id| groups.iter().all(|group| group.id != *id));
+                    before.listed.extend(groups.iter().map(|group| group.id.clone()));
+                    run.send(Batch::Groups(groups.clone())).await?;
+                    new.extend(groups);
+                }
+                Step::Restarted => {}
+                Step::Done => break,
+            }
+        }
+        before.groups += u64::try_from(new.len()).unwrap_or(u64::MAX);
+        let mut tally = run.list_all_members(stream::iter(new)).await?;
+        run.keep_unknown_everyone(&mut tally).await?;
+        let never_found = std::mem::take(&mut tally.vanished);
+        tally.incomplete.extend(never_found.into_iter().map(|group| incomplete(group, NOT_FOUND.to_owned())));
+        warn_of(&tally.incomplete);
+        before.memberships += tally.memberships;
+        before.incomplete.extend(tally.incomplete);
+        before.incomplete.sort_unstable_by(|a, b| a.group_email.cmp(&b.group_email));
+        for (kind, count) in tally.unknown_member_types {
+            *before.unknown_member_types.entry(kind).or_default() += count;
+        }
+    }
+    before.calls += source.calls().saturating_sub(calls_before);
+    Ok(before)
+}
