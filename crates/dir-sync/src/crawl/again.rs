@@ -17,7 +17,7 @@ use crate::source::Source;
 /// [`missing`](authz::mirror::Run::missing).
 ///
 /// # Errors
-/// As [`crawl()`].
+/// As [`crawl()`](super::crawl()).
 pub async fn crawl_again<P: From<Batch> + Send>(
     source: Arc<dyn Source>,
     options: CrawlOptions,
