@@ -344,7 +344,7 @@ async fn apply_memberships(
 /// Puts the staged members into the groups that have none. Says how many.
 ///
 /// Nothing is in the way of any of them, so none is looked for: `on conflict` takes longer than all the rest. In the
-/// order of the primary key they go to the end of that index, which takes half the time of any other order.
+/// order of the primary key they take half the time that they take as they are staged, sorting included.
 async fn fill_fresh_groups(tx: &mut PgConnection, run_id: i64, directory_id: i32) -> Result<u64, Error> {
     let users = sqlx::query!(
         r#"

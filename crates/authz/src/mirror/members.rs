@@ -15,7 +15,7 @@ pub struct StagedMembers {
     rows: Vec<Row>,
 }
 
-/// Members for whom there is room from the start, and bytes for each: to grow by and by takes longer than all the rest.
+/// Members for whom there is room from the start, and bytes for each.
 const EXPECTED: usize = 256;
 const TEXT: usize = 64;
 

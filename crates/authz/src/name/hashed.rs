@@ -85,3 +85,24 @@ impl Hash for Hashed {
         self.text.hash(state);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::hash_of;
+    use crate::name::UserName;
+
+    #[test]
+    fn name_is_found_as_its_text_is_and_has_the_hash_of_it() {
+        let [ada, bob] = ["ada@example.com", "bob@example.com"].map(|name| UserName::parse(name).unwrap());
+        let ages = HashMap::from([(ada.clone(), 36), (bob.clone(), 40)]);
+        assert_eq!((ages.get("ada@example.com"), ages.get("eve@example.com")), (Some(&36), None));
+        assert!(ada < bob && ada == UserName::parse(" ADA@example.com").unwrap());
+        assert_eq!(format!("{ada:?} {ada}"), r#"UserName("ada@example.com") ada@example.com"#);
+        for name in [UserName::stored("ada@example.com".to_owned()), ada.clone()] {
+            assert_eq!(name.hash_code(), hash_of(b"ada@example.com"));
+        }
+        assert_ne!(ada.hash_code(), bob.hash_code());
+    }
+}
