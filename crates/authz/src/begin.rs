@@ -65,7 +65,18 @@ impl<'c> Begin<'c> for &'c mut Transaction<'_, Postgres> {
 /// `tests/cancelled.rs`).
 pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     // Not in the task, so that whoever is dropped leaves the queue of those who wait for a connection.
-    let beginning = Transaction::begin(pool.acquire().await?, None);
+    begin_on(pool.acquire().await?).await
+}
+
+/// The same on a connection that is closed in the end, and may therefore be copied on: see [`Lent`](crate::lent::Lent).
+pub(crate) async fn begin_alone(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let mut connection = pool.acquire().await?;
+    connection.close_on_drop();
+    begin_on(connection).await
+}
+
+async fn begin_on(connection: PoolConnection<Postgres>) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    let beginning = Transaction::begin(connection, None);
     // Dropped, the task goes on, and its transaction rolls back.
     tokio::spawn(beginning).await.map_err(|_| sqlx::Error::WorkerCrashed)?
 }

@@ -7,6 +7,9 @@
 mod apply;
 mod beside;
 mod compare_members;
+mod copy_in;
+mod fill;
+mod held;
 mod history;
 mod known;
 mod lease;

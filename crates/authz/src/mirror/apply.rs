@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use sqlx::PgConnection;
 
 use super::Planned;
+use super::fill::fill_fresh_groups;
 use super::lease::{Closing, close};
 use super::plan::BULK;
 use super::remember::remember;
@@ -70,7 +71,10 @@ impl Planned {
                 set_nested_loops(&mut self.tx, "off").await?;
             }
             if fresh > 0 {
-                as_planned &= fill_fresh_groups(&mut self.tx, run_id, directory_id).await? == fresh;
+                let held = std::mem::take(&mut self.run.staging.get_mut().held);
+                let filled = self.run.fill_held(&mut self.tx, held).await?
+                    + fill_fresh_groups(&mut self.tx, run_id, directory_id).await?;
+                as_planned &= filled == fresh;
             }
         }
         if self.run.staged.listed_groups.load(Ordering::Relaxed) > 0 {
@@ -339,46 +343,4 @@ async fn apply_memberships(
         added += done.rows_affected();
     }
     Ok((removed, changed, added) == (planned.removed, planned.changed, planned.added))
-}
-
-/// Puts the staged members into the groups that have none. Says how many.
-///
-/// Nothing is in the way of any of them, so none is looked for: `on conflict` takes longer than all the rest. In the
-/// order of the primary key they take half the time that they take as they are staged, sorting included.
-async fn fill_fresh_groups(tx: &mut PgConnection, run_id: i64, directory_id: i32) -> Result<u64, Error> {
-    let users = sqlx::query!(
-        r#"
-        insert into authz.group_users (group_id, user_id, role)
-        select g.group_id, u.user_id, m.role
-        -- Outer joins, so that the planner expects as many rows as there are members.
-        from authz.sync_stage_members m
-        left join (select s.external_id, g.group_id, s.members_fresh
-                   from authz.sync_stage_groups s
-                   join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id
-                   where s.run_id = $1) g on g.external_id = m.group_external_id
-        left join authz.users u on u.external_id = m.member_external_id
-        where m.run_id = $1 and m.kind = 'user' and coalesce(g.members_fresh, false)
-        order by g.group_id, u.user_id
-        "#,
-        run_id,
-        directory_id,
-    )
-    .execute(&mut *tx)
-    .await?;
-    let groups = sqlx::query!(
-        r#"
-        insert into authz.group_groups (parent_group_id, child_group_id)
-        select g.group_id, c.group_id
-        from authz.sync_stage_groups s
-        join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id
-        join authz.sync_stage_members m on m.run_id = $1 and m.group_external_id = s.external_id
-        join authz.groups c on c.directory_id = $2 and c.external_id = m.member_external_id
-        where s.run_id = $1 and s.members_fresh and m.kind = 'group'
-        "#,
-        run_id,
-        directory_id,
-    )
-    .execute(tx)
-    .await?;
-    Ok(users.rows_affected() + groups.rows_affected())
 }

@@ -91,7 +91,7 @@ fn differences(members: &mut StagedMembers, mut present: Vec<i64>, users: &Known
     present.sort_unstable();
     let mut met = vec![false; present.len()];
     let mut same = 0;
-    members.retain_users(|listed, role| {
+    members.retain_users(|listed| {
         let Some((user_id, has_name)) = users.find(listed.id, listed.name) else { return true };
         let place = present.partition_point(|member| member >> 2 < user_id);
         let (Some(member), Some(met)) = (present.get(place), met.get_mut(place)) else { return true };
@@ -100,7 +100,7 @@ fn differences(members: &mut StagedMembers, mut present: Vec<i64>, users: &Known
         }
         *met = true;
         // One who turns out to be external by the end has the name of this listing.
-        let is_same = has_name && role_of(*member) == role;
+        let is_same = has_name && role_of(*member) == listed.role;
         same += u64::from(is_same);
         !is_same
     });

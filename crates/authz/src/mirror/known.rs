@@ -8,6 +8,7 @@ use futures_util::TryStreamExt;
 use hashbrown::HashTable;
 use sqlx::{Connection, PgPool};
 
+use super::stage::storable;
 use super::users::ListedUser;
 use crate::error::Error;
 use crate::lent::Lent;
@@ -18,6 +19,8 @@ use crate::snapshot::copy::Rows;
 pub(super) struct KnownUsers {
     hasher: Hasher,
     users: HashTable<Known>,
+    /// Prints of those who were listed and whom the mirror does not have.
+    new: HashTable<u128>,
     /// Users without an id of the directory's, who are never listed.
     without_id: Vec<i64>,
 }
@@ -56,12 +59,16 @@ pub(super) enum Sight {
     Again,
 }
 
-/// Keyed anew in each process, so nobody can prepare two users of one fingerprint.
-#[derive(Default)]
-struct Hasher(RandomState, RandomState);
+/// Keyed anew in each run, so nobody can prepare two users of one fingerprint.
+#[derive(Clone, Default)]
+pub(super) struct Hasher(RandomState, RandomState);
 
 impl Hasher {
-    fn of_id(&self, id: &str) -> u128 {
+    /// Of an id of the directory's, as it is stored.
+    pub(super) fn of_id(&self, id: &str) -> u128 {
+        if id.contains('\0') {
+            return self.of_id(&storable(id));
+        }
         (u128::from(self.0.hash_one(id)) << 64) | u128::from(self.1.hash_one(id))
     }
 
@@ -76,14 +83,14 @@ impl Hasher {
 
 /// Where the table has whoever has this fingerprint, which is as good as random.
 #[expect(clippy::cast_possible_truncation, reason = "one half of the fingerprint is enough")]
-fn place(print: u128) -> u64 {
+pub(super) fn place(print: u128) -> u64 {
     print as u64
 }
 
 impl KnownUsers {
     /// Reads them.
-    pub(super) async fn load(pool: &PgPool, directory_id: i32) -> Result<Self, Error> {
-        let mut known = Self::default();
+    pub(super) async fn load(pool: &PgPool, directory_id: i32, hasher: Hasher) -> Result<Self, Error> {
+        let mut known = Self { hasher, ..Self::default() };
         let mut connection = Lent::from(pool).await?;
         let mut tx = connection.begin().await?;
         // `copy` takes no parameters.
@@ -149,7 +156,7 @@ impl KnownUsers {
     pub(super) fn sees(&mut self, user: &ListedUser<'_>) -> Sight {
         let print = self.hasher.of_id(user.external_id);
         let found = self.users.find_mut(place(print), |known| known.print == print);
-        let Some(known) = found else { return Sight::Differs };
+        let Some(known) = found else { return self.sees_new(print) };
         if known.met != Met::Not {
             return Sight::Again;
         }
@@ -160,8 +167,24 @@ impl KnownUsers {
         if is_same { Sight::Same } else { Sight::Differs }
     }
 
+    fn sees_new(&mut self, print: u128) -> Sight {
+        if self.new.find(place(print), |known| *known == print).is_some() {
+            return Sight::Again;
+        }
+        self.new.insert_unique(place(print), print, |known| place(*known));
+        Sight::Differs
+    }
+
+    /// Whether the listing has shown whoever has this print.
+    pub(super) fn has_seen(&self, print: u128) -> bool {
+        let known = self.users.find(place(print), |known| known.print == print);
+        known.is_some_and(|known| known.met != Met::Not)
+            || self.new.find(place(print), |known| *known == print).is_some()
+    }
+
     /// The listing begins again.
     pub(super) fn forget(&mut self) {
+        self.new.clear();
         for known in &mut self.users {
             known.met = Met::Not;
         }

@@ -44,10 +44,25 @@ impl Row {
 
 /// One member as it is staged.
 pub(super) struct Staged<'a> {
-    pub(super) kind: &'static str,
+    kind: Kind,
     pub(super) id: &'a str,
     pub(super) name: Option<&'a str>,
-    pub(super) role: &'static str,
+    pub(super) role: Role,
+}
+
+impl Staged<'_> {
+    pub(super) fn is_user(&self) -> bool {
+        self.kind == Kind::User
+    }
+
+    /// As the database holds it.
+    pub(super) fn kind(&self) -> &'static str {
+        match self.kind {
+            Kind::User => "user",
+            Kind::Group => "group",
+            Kind::Everyone => "everyone",
+        }
+    }
 }
 
 impl FromIterator<StagedMember> for StagedMembers {
@@ -73,6 +88,15 @@ impl StagedMembers {
             StagedMember::Group { external_id } => (Kind::Group, external_id.as_str(), None, Role::Member),
             StagedMember::Everyone => (Kind::Everyone, "everyone", None, Role::Member),
         };
+        self.push_as(kind, id, name, role);
+    }
+
+    /// Adds a user.
+    pub(super) fn push_user(&mut self, id: &str, name: Option<&str>, role: Role) {
+        self.push_as(Kind::User, id, name, role);
+    }
+
+    fn push_as(&mut self, kind: Kind, id: &str, name: Option<&str>, role: Role) {
         // A text of four gigabytes never comes together: long listings are staged as they come.
         let Ok(start) = u32::try_from(self.text.len()) else { return };
         // Postgres takes every character in a text but NUL.
@@ -107,19 +131,20 @@ impl StagedMembers {
         self.rows.len()
     }
 
+    /// Bytes of all ids and names.
+    pub(super) fn text_len(&self) -> usize {
+        self.text.len()
+    }
+
     fn staged(&self, row: &Row) -> Staged<'_> {
         let start = row.start as usize;
         let end = start + row.id as usize;
         let name = row.name.map(|length| self.text.get(end..end + usize::from(length)).unwrap_or_default());
         Staged {
-            kind: match row.kind {
-                Kind::User => "user",
-                Kind::Group => "group",
-                Kind::Everyone => "everyone",
-            },
+            kind: row.kind,
             id: self.text.get(start..end).unwrap_or_default(),
             name,
-            role: row.role.as_str(),
+            role: row.role,
         }
     }
 
@@ -161,9 +186,9 @@ impl StagedMembers {
     }
 
     /// Keeps the users for whom `keep` says so, and whoever is no user.
-    pub(super) fn retain_users(&mut self, mut keep: impl FnMut(&Staged<'_>, Role) -> bool) {
+    pub(super) fn retain_users(&mut self, mut keep: impl FnMut(&Staged<'_>) -> bool) {
         let kept: Vec<bool> =
-            self.rows.iter().map(|row| row.kind != Kind::User || keep(&self.staged(row), row.role)).collect();
+            self.rows.iter().map(|row| row.kind != Kind::User || keep(&self.staged(row))).collect();
         let mut kept = kept.into_iter();
         self.keep(|_| kept.next().unwrap_or(true));
     }

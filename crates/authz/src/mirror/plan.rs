@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 use super::plan_summary::count;
 use super::report::{Plan, Totals};
 use super::{Interrupt, LEASE_TTL, Run, plan_memberships};
+use crate::begin::begin_alone;
 use crate::error::Error;
 
 /// From so many staged rows on, tables are joined as a whole.
@@ -39,7 +40,7 @@ pub struct Planned {
 /// What there is to compare.
 #[expect(clippy::struct_excessive_bools, reason = "each says whether one kind of thing is there")]
 struct Staging {
-    /// Staged members.
+    /// Members that are staged or held.
     memberships: u64,
     /// Groups whose members are other ones than last time, or may be.
     listed: bool,
@@ -114,14 +115,16 @@ impl Run {
         if self.staged.differences() > 0 {
             sqlx::query!("select authz.analyze_staging()").fetch_one(&self.pool).await?;
         }
-        let mut tx = crate::begin(&self.pool).await?;
+        // It is copied on, and that must come to its end.
+        let mut tx = begin_alone(&self.pool).await?;
         self.prepare_session(&mut tx).await?;
         self.hold_lease(&mut tx).await?;
         self.heartbeat.abort(); // from here on the lock is the sign of life
         // INVARIANT: nobody else's change comes between the look at the mirror and the change of it, another
         // directory's sync included (held by the test `a_plan_is_made_of_what_it_will_change`).
         sqlx::query!("select authz.hold_revision()").fetch_one(&mut *tx).await?;
-        let staging = self.count_staged(&mut tx).await?;
+        let held = self.staging.lock().await.held.len() as u64;
+        let staging = self.count_staged(&mut tx, held).await?;
         // Tables that this very transaction fills have no statistics: rows looked up one by one would never end, and what
         // looks expensive would be compiled for longer than it runs.
         sqlx::query!(
@@ -130,12 +133,13 @@ impl Run {
                    case when $1 then set_config('enable_nestloop', 'off', true) end as nestloop,
                    case when $1 then set_config('work_mem', '64MB', true) end as work_mem
             "#,
-            self.staged.rows() > BULK,
+            self.staged.rows() + held > BULK,
         )
         .fetch_one(&mut *tx)
         .await?;
-        let mut plan = self.compare_all(&mut tx, options, &staging).await?;
-        if !plan.is_empty() && has_grants(&mut tx).await? {
+        let has_grants = has_grants(&mut tx).await?;
+        let mut plan = self.compare_all(&mut tx, options, &staging, has_grants).await?;
+        if !plan.is_empty() && has_grants {
             plan.actions = self.action_changes(&mut tx).await?;
         }
         Ok((tx, plan))
@@ -149,6 +153,7 @@ impl Run {
         tx: &mut PgConnection,
         options: &PlanOptions,
         staging: &Staging,
+        has_grants: bool,
     ) -> Result<Plan, Error> {
         let users_differ =
             [&self.staged.users, &self.staged.unseen_users].iter().any(|n| n.load(Ordering::Relaxed) > 0);
@@ -190,7 +195,7 @@ impl Run {
         }
         self.drop_idle_changes(tx).await?;
         if staging.whole {
-            self.mark_fresh_groups(tx).await?;
+            self.mark_fresh_groups(tx, has_grants).await?;
         }
         let looks_on = looked_at_again > 0
             || withheld != Totals::default()
@@ -260,10 +265,10 @@ impl Run {
         .ok_or(Error::LeaseLost { run_id: self.run_id })
     }
 
-    /// Counts what was listed: the staged rows, and what was not staged because the mirror has it.
+    /// Counts what was listed: the staged rows, what is held, and what was not staged because the mirror has it.
     // INVARIANT: staging that lost rows (unlogged tables are emptied by a crash of the server) is never
     // compared with the mirror (held by the test `staging_lost_in_a_crash_is_not_absence`).
-    async fn count_staged(&self, tx: &mut PgConnection) -> Result<Staging, Error> {
+    async fn count_staged(&self, tx: &mut PgConnection, held: u64) -> Result<Staging, Error> {
         let row = sqlx::query!(
             r#"
             select (select count(*) from authz.sync_stage_users where run_id = $1) as "users!",
@@ -293,6 +298,7 @@ impl Run {
             return Err(Error::StagingLost { run_id: self.run_id });
         }
         let [users, groups, memberships, ..] = found;
+        let memberships = memberships + held;
         Ok(Staging {
             memberships,
             listed: row.listed,

@@ -151,66 +151,6 @@ pub(super) async fn compare(
 }
 
 impl Run {
-    /// Marks the groups whose plan is their listing: the mirror has no members of them, and will have all that are listed,
-    /// who are users and groups of its own.
-    // INVARIANT: a fresh group's staged rows are what would be planned for it (held by the tests in
-    // `crates/dir-sync/tests/fresh.rs`).
-    pub(super) async fn mark_fresh_groups(&self, tx: &mut PgConnection) -> Result<(), Error> {
-        sqlx::query!(
-            r#"
-            with staged as (
-                select s.external_id, p.op, coalesce(p.group_id, g.group_id) as group_id
-                from authz.sync_stage_groups s
-                left join authz.sync_plan_groups p on p.run_id = $1 and p.external_id = s.external_id
-                left join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id and g.status = 'active'
-                where s.run_id = $1 and s.members_complete and s.members_listed and s.members_basis is null
-                  and s.members_digest is not null
-                  and (p.external_id is not null or g.group_id is not null)
-            ),
-            candidate as materialized (
-                select external_id from staged
-                -- Looked up for each: to join all memberships takes longer the more there are.
-                where not (select exists (select from authz.group_users m where m.group_id = staged.group_id))
-                  and not (select exists (select from authz.group_groups m where m.parent_group_id = staged.group_id))
-                  and not (select exists (select from authz.group_directories m where m.group_id = staged.group_id))
-            ),
-            own_user as (
-                select p.external_id from authz.sync_plan_users p
-                where p.run_id = $1 and p.op in ('add', 'change') and p.new_directory_id = $2
-                union all
-                select u.external_id from authz.users u
-                where u.directory_id = $2 and u.status <> 'deleted'
-                  and not exists (select from authz.sync_plan_users p where p.run_id = $1 and p.external_id = u.external_id)
-            ),
-            own_group as (
-                select s.external_id from authz.sync_stage_groups s
-                where s.run_id = $1
-                  and (exists (select from authz.sync_plan_groups p where p.run_id = $1 and p.external_id = s.external_id)
-                       or exists (select from authz.groups g
-                                  where g.directory_id = $2 and g.external_id = s.external_id and g.status = 'active'))
-            ),
-            odd as (
-                select m.group_external_id
-                from authz.sync_stage_members m
-                join candidate c on c.external_id = m.group_external_id
-                left join own_user u on m.kind = 'user' and u.external_id = m.member_external_id
-                left join own_group g on m.kind = 'group' and g.external_id = m.member_external_id
-                    and g.external_id <> m.group_external_id
-                where m.run_id = $1 and u.external_id is null and g.external_id is null
-            )
-            update authz.sync_stage_groups s set members_fresh = true
-            from candidate c
-            where s.run_id = $1 and s.external_id = c.external_id
-              and not exists (select from odd where odd.group_external_id = s.external_id)
-            "#,
-            self.run_id,
-            self.directory_id,
-        )
-        .execute(tx)
-        .await?;
-        Ok(())
-    }
-
     /// Whether there is anything that [`compare`] could find: groups that are listed and not fresh, staged members of others,
     /// or rows that go.
     pub(super) async fn has_memberships_to_compare(&self, tx: &mut PgConnection) -> Result<bool, Error> {

@@ -3,6 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use super::Run;
+use super::beside::Beside;
+use super::copy_in::{CopyRows, send};
 use super::known::Sight;
 use super::stage_members::Staging;
 use super::users::{ListedUser, StagedUsers};
@@ -13,7 +15,9 @@ use crate::name::{GroupName, UserName};
 /// Pages of users that may wait until the mirror's users are read.
 const WAITING_PAGES: usize = 64;
 /// So many users go to the database at once.
-const AT_ONCE: usize = 1024;
+const AT_ONCE: usize = 4096;
+const COPY: &str = "copy authz.sync_stage_users (run_id, external_id, user_name, display_name, suspended) \
+                    from stdin (format binary)";
 
 /// Of what the mirror has rows that were not listed so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -114,31 +118,18 @@ impl Run {
         }
         self.staged.same_users.fetch_add(same, Ordering::Relaxed);
         for page in staged.chunks(AT_ONCE) {
-            self.insert_users(page).await?;
+            let rows = copied(self.run_id, page);
+            self.take_sent_users(staging).await?;
+            staging.sending_users = Some(Beside::begin(send(self.pool.clone(), COPY, rows)));
         }
         Ok(())
     }
 
-    async fn insert_users(&self, users: &[ListedUser<'_>]) -> Result<(), Error> {
-        let ids: Vec<_> = users.iter().map(|u| storable(u.external_id)).collect();
-        let names: Vec<_> = users.iter().map(|u| u.name.map(ToOwned::to_owned)).collect();
-        let display_names: Vec<_> = users.iter().map(|u| storable(u.display_name)).collect();
-        let suspended: Vec<_> = users.iter().map(|u| u.suspended).collect();
-        let done = sqlx::query!(
-            r#"
-            insert into authz.sync_stage_users (run_id, external_id, user_name, display_name, suspended)
-            select $1, v.* from unnest($2::text[], $3::text[], $4::text[], $5::bool[]) as v
-            on conflict do nothing
-            "#,
-            self.run_id,
-            &ids,
-            &names as &[Option<String>],
-            &display_names,
-            &suspended,
-        )
-        .execute(&self.pool)
-        .await?;
-        self.staged.users.fetch_add(done.rows_affected(), Ordering::Relaxed);
+    /// Waits for the users who are on their way to the staging table.
+    pub(super) async fn take_sent_users(&self, staging: &mut Staging) -> Result<(), Error> {
+        if let Some(sending) = staging.sending_users.take() {
+            self.staged.users.fetch_add(sending.end().await?, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -213,10 +204,11 @@ impl Run {
     /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn restart_users(&self) -> Result<(), Error> {
         self.step(async {
+            let mut staging = self.staging.lock().await;
+            self.take_sent_users(&mut staging).await?;
             sqlx::query!("delete from authz.sync_stage_users where run_id = $1", self.run_id)
                 .execute(&self.pool)
                 .await?;
-            let mut staging = self.staging.lock().await;
             staging.waiting_users.clear();
             if let Some(known) = &mut staging.users {
                 known.forget();
@@ -242,6 +234,20 @@ impl Run {
         })
         .await
     }
+}
+
+/// Users as rows of the staging table, in the form of a binary `COPY`. None of them is there yet.
+fn copied(run_id: i64, users: &[ListedUser<'_>]) -> Vec<u8> {
+    let mut rows = CopyRows::new();
+    for user in users {
+        rows.begin(5);
+        rows.value(&run_id.to_be_bytes());
+        rows.value(storable(user.external_id).as_bytes());
+        rows.value_or_null(user.name.map(str::as_bytes));
+        rows.value(storable(user.display_name).as_bytes());
+        rows.value(&[u8::from(user.suspended)]);
+    }
+    rows.end()
 }
 
 /// Postgres takes every character in a text but NUL.

@@ -9,15 +9,19 @@ use sqlx::PgPool;
 use super::Run;
 use super::beside::Beside;
 use super::compare_members::{Listing, Present, read_present};
-use super::known::{KnownDigests, KnownUsers, load_digests};
+use super::copy_in::{CopyRows, send};
+use super::held::{Held, Taken};
+use super::known::{Hasher, KnownDigests, KnownUsers, load_digests};
 use super::members::StagedMembers;
 use super::stage::storable;
 use super::users::StagedUsers;
 use crate::error::Error;
-use crate::lent::Lent;
 
 /// So many members go to the database at once.
-const AT_ONCE: usize = 8192;
+pub(super) const AT_ONCE: usize = 8192;
+pub(super) const COPY: &str =
+    "copy authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role) \
+     from stdin (format binary)";
 /// So many members are compared with the mirror at once.
 const COMPARED_AT_ONCE: usize = 32_768;
 /// Members of unfinished listings that are kept in memory; past it the longest one is staged as it comes.
@@ -28,11 +32,15 @@ const AT_MOST: usize = 200_000;
 pub(super) struct Staging {
     reading_users: Option<Beside<KnownUsers>>,
     pub(super) users: Option<KnownUsers>,
+    /// Users on their way to the staging table; gives the rows that came to be.
+    pub(super) sending_users: Option<Beside<u64>>,
     /// Pages that came before the mirror's users were read.
     pub(super) waiting_users: Vec<StagedUsers>,
     digests: Option<KnownDigests>,
     open: HashMap<String, Open>,
     finished: HashMap<String, Finished>,
+    /// Groups that the mirror may have no members of, staged only if it turns out otherwise.
+    pub(super) held: Held,
     ready: Vec<(String, StagedMembers)>,
     /// Members on their way to the staging table; gives the rows that came to be.
     sending: Option<Beside<u64>>,
@@ -54,7 +62,7 @@ struct Open {
 enum Finished {
     /// The group has so many members, the same as last time.
     Same(u64),
-    /// So many are staged, all of them, and have this digest.
+    /// So many are staged or held, all of them, and have this digest.
     Staged { digest: Option<[u8; 32]>, members: u64 },
     /// What differs is staged, of the mirror as the listing of the digest `basis` left it.
     Compared { digest: [u8; 32], basis: [u8; 32], same: u64 },
@@ -63,14 +71,16 @@ enum Finished {
 impl Staging {
     /// The mirror's users are being read from now on.
     pub(super) fn reading(pool: &PgPool, directory_id: i32) -> Self {
-        let pool = pool.clone();
-        let reading = Beside::begin(async move { KnownUsers::load(&pool, directory_id).await });
-        Self { reading_users: Some(reading), ..Self::default() }
+        let (pool, hasher) = (pool.clone(), Hasher::default());
+        let held = Held::new(hasher.clone());
+        let reading = Beside::begin(async move { KnownUsers::load(&pool, directory_id, hasher).await });
+        Self { reading_users: Some(reading), held, ..Self::default() }
     }
 
     /// Nobody will ask for what is under way any more.
     pub(super) fn stop(&mut self) {
         self.reading_users = None;
+        self.sending_users = None;
         self.sending = None;
         self.looking = None;
     }
@@ -143,9 +153,17 @@ impl Run {
                     staging.to_compare.push(Listing { group: group.clone(), members });
                     Finished::Compared { digest, basis, same: 0 }
                 }
-                _ => {
+                (digest, known) => {
                     let count = spilled + members.len() as u64;
-                    staging.ready.push((group.clone(), members));
+                    let is_new = digest.is_some() && known.is_none();
+                    let taken = if is_new { staging.held.take(&group, &members) } else { Taken::No };
+                    if taken != Taken::Yes {
+                        staging.ready.push((group.clone(), members));
+                    }
+                    if taken == Taken::Full {
+                        let all = staging.held.groups().map(ToOwned::to_owned).collect();
+                        self.release(&mut staging, all).await?;
+                    }
                     Finished::Staged { digest, members: count }
                 }
             };
@@ -155,10 +173,7 @@ impl Run {
             {
                 self.compare(&mut staging).await?;
             }
-            if staging.ready.iter().map(|(_, members)| members.len()).sum::<usize>() >= AT_ONCE {
-                self.flush(&mut staging).await?;
-            }
-            Ok(())
+            self.flush_if_many(&mut staging).await
         })
         .await
     }
@@ -172,6 +187,9 @@ impl Run {
             let mut staging = self.staging.lock().await;
             let spilled = staging.open.remove(group_external_id).is_some_and(|listing| listing.spilled > 0);
             let finished = staging.finished.remove(group_external_id);
+            if staging.held.remove(group_external_id) {
+                return Ok(());
+            }
             if !spilled && !matches!(finished, Some(Finished::Staged { .. } | Finished::Compared { .. })) {
                 return Ok(());
             }
@@ -252,7 +270,8 @@ impl Run {
         let users = match (staging.users.take(), staging.reading_users.take()) {
             (Some(users), _) => users,
             (None, Some(reading)) => reading.end().await?,
-            (None, None) => KnownUsers::load(&self.pool, self.directory_id).await?,
+            // Held members are told by the prints of those that were read, so nobody else's will do.
+            (None, None) => return Err(Error::StagingLost { run_id: self.run_id }),
         };
         Ok(staging.users.insert(users))
     }
@@ -273,8 +292,10 @@ impl Run {
         }
         staging = self.staging.lock().await;
         self.take_in_users(&mut staging).await?;
+        self.take_sent_users(&mut staging).await?;
         self.compare(&mut staging).await?;
         self.take_compared(&mut staging).await?;
+        self.stage_strangers(&mut staging).await?;
         self.flush(&mut staging).await?;
         self.take_sent(&mut staging).await?;
         let unseen = self.known_users(&mut staging).await?.unseen();
@@ -340,6 +361,7 @@ impl Run {
     pub async fn staged(&self) -> Result<(), Error> {
         self.step(async {
             let mut staging = self.staging.lock().await;
+            self.take_sent_users(&mut staging).await?;
             self.take_compared(&mut staging).await?;
             self.flush(&mut staging).await?;
             self.take_sent(&mut staging).await
@@ -376,6 +398,35 @@ impl Run {
         Ok(())
     }
 
+    /// Stages these groups, which are held.
+    async fn release(&self, staging: &mut Staging, groups: Vec<String>) -> Result<(), Error> {
+        for group in groups {
+            if let Some(members) = staging.held.take_out(&group) {
+                staging.ready.push((group, members));
+                self.flush_if_many(staging).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Stages the held groups that have members whom the directory does not list: what becomes of those is planned.
+    async fn stage_strangers(&self, staging: &mut Staging) -> Result<(), Error> {
+        if staging.held.is_empty() {
+            return Ok(());
+        }
+        self.known_users(staging).await?;
+        let Staging { users: Some(users), held, .. } = staging else { return Ok(()) };
+        let strange = held.unfit(|_| true, |print| users.has_seen(print));
+        self.release(staging, strange).await
+    }
+
+    async fn flush_if_many(&self, staging: &mut Staging) -> Result<(), Error> {
+        if staging.ready.iter().map(|(_, members)| members.len()).sum::<usize>() >= AT_ONCE {
+            self.flush(staging).await?;
+        }
+        Ok(())
+    }
+
     /// Sends what is ready to the staging table, without a key to look up: a listing names nobody twice. It is on its way
     /// then; only what was sent before has arrived.
     async fn flush(&self, staging: &mut Staging) -> Result<(), Error> {
@@ -386,7 +437,7 @@ impl Run {
         let rows = copied(self.run_id, &ready);
         drop(ready);
         self.take_sent(staging).await?;
-        staging.sending = Some(Beside::begin(send(self.pool.clone(), rows)));
+        staging.sending = Some(Beside::begin(send(self.pool.clone(), COPY, rows)));
         Ok(())
     }
 
@@ -400,43 +451,19 @@ impl Run {
 }
 
 /// Members of groups as rows of the staging table, in the form of a binary `COPY`.
-fn copied(run_id: i64, listings: &[(String, StagedMembers)]) -> Vec<u8> {
-    let mut bytes = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0".to_vec();
+pub(super) fn copied(run_id: i64, listings: &[(String, StagedMembers)]) -> Vec<u8> {
+    let mut rows = CopyRows::new();
     for (group, members) in listings {
         let group = storable(group);
         for member in members.iter() {
-            bytes.extend(6_i16.to_be_bytes());
-            field(&mut bytes, &run_id.to_be_bytes());
-            for text in [group.as_str(), member.kind, member.id] {
-                field(&mut bytes, text.as_bytes());
+            rows.begin(6);
+            rows.value(&run_id.to_be_bytes());
+            for text in [group.as_str(), member.kind(), member.id] {
+                rows.value(text.as_bytes());
             }
-            match member.name {
-                Some(name) => field(&mut bytes, name.as_bytes()),
-                None => bytes.extend((-1_i32).to_be_bytes()),
-            }
-            field(&mut bytes, member.role.as_bytes());
+            rows.value_or_null(member.name.map(str::as_bytes));
+            rows.value(member.role.as_str().as_bytes());
         }
     }
-    bytes.extend((-1_i16).to_be_bytes());
-    bytes
-}
-
-async fn send(pool: PgPool, rows: Vec<u8>) -> Result<u64, Error> {
-    let mut connection = Lent::from(&pool).await?;
-    let mut copy = connection
-        .copy_in_raw(
-            "copy authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role)
-             from stdin (format binary)",
-        )
-        .await?;
-    copy.send(rows).await?;
-    let rows = copy.finish().await?;
-    connection.give_back();
-    Ok(rows)
-}
-
-fn field(bytes: &mut Vec<u8>, value: &[u8]) {
-    // No value is longer than a page of the source.
-    bytes.extend(u32::try_from(value.len()).unwrap_or_default().to_be_bytes());
-    bytes.extend(value);
+    rows.end()
 }
