@@ -79,8 +79,9 @@ impl Planned {
         }
         if self.run.staged.listed_groups.load(Ordering::Relaxed) > 0 {
             let include_external = self.options.include_external;
-            remember(&mut self.tx, self.run.run_id, self.run.directory_id, as_planned, include_external)
-                .await?;
+            let (run_id, directory_id) = (self.run.run_id, self.run.directory_id);
+            let few = self.run.staged.names_few_users();
+            remember(&mut self.tx, run_id, directory_id, as_planned, include_external, few).await?;
         }
         let status = match (message, changes) {
             (Some(_), _) => "partial",

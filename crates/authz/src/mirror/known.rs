@@ -182,6 +182,11 @@ impl KnownUsers {
             || self.new.find(place(print), |known| *known == print).is_some()
     }
 
+    /// How many users the mirror has.
+    pub(super) fn len(&self) -> usize {
+        self.users.len() + self.without_id.len()
+    }
+
     /// The listing begins again.
     pub(super) fn forget(&mut self) {
         self.new.clear();

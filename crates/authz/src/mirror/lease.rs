@@ -77,12 +77,21 @@ pub(super) struct Staged {
     pub(super) same_members: AtomicU64,
     /// Groups whose members were listed, and not just as the mirror has them.
     pub(super) listed_groups: AtomicU64,
+    /// Users of the mirror when the run began.
+    pub(super) known_users: AtomicU64,
 }
 
 impl Staged {
     /// Rows that are in staging because the mirror has them otherwise, or may have. Groups always are.
     pub(super) fn differences(&self) -> u64 {
         self.rows() - self.groups.load(Ordering::Relaxed)
+    }
+
+    /// Whether the rows in staging that name a user are so few that each user is better looked up than all are read.
+    pub(super) fn names_few_users(&self) -> bool {
+        let rows = [&self.members, &self.unseen_users, &self.gone_members];
+        let rows: u64 = rows.iter().map(|rows| rows.load(Ordering::Relaxed)).sum();
+        rows < self.known_users.load(Ordering::Relaxed) / 8
     }
 
     /// Rows that are in staging.

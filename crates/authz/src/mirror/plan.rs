@@ -201,7 +201,8 @@ impl Run {
             || withheld != Totals::default()
             || self.has_memberships_to_compare(tx).await?;
         if looks_on {
-            plan_memberships::compare(tx, self.run_id, self.directory_id, options.include_external).await?;
+            let (include_external, few) = (options.include_external, self.staged.names_few_users());
+            plan_memberships::compare(tx, self.run_id, self.directory_id, include_external, few).await?;
         }
         if options.no_remove {
             withheld.memberships = self.withhold_memberships(tx).await?;

@@ -15,10 +15,26 @@ pub(super) async fn compare(
     run_id: i64,
     directory_id: i32,
     include_external: bool,
+    names_few_users: bool,
 ) -> Result<(), Error> {
     sqlx::query!(
         r#"
-        with staged_group as (
+        with person as materialized (
+            -- Whom a staged row may name: all users, or those alone. To read and to hash all takes longer than all the rest
+            -- where few are named.
+            select u.user_id, u.external_id, u.directory_id, u.status
+            from authz.users u
+            where not $4
+            union all
+            select u.user_id, u.external_id, u.directory_id, u.status
+            from (select distinct m.member_external_id
+                  from authz.sync_stage_members m
+                  where m.run_id = $1 and m.kind = 'user') m
+            cross join lateral (select x.user_id, x.external_id, x.directory_id, x.status from authz.users x
+                                where x.external_id = m.member_external_id offset 0) u
+            where $4
+        ),
+        staged_group as (
             -- Groups that will be there; one that a name keeps out is not.
             select s.external_id, s.members_complete and not s.members_fresh as compared
             from authz.sync_stage_groups s
@@ -59,21 +75,23 @@ pub(super) async fn compare(
             from authz.sync_stage_members m
             join mirror_group g on g.external_id = m.group_external_id and not g.whole
             left join authz.sync_plan_users p on p.run_id = $1 and p.external_id = m.member_external_id
-            left join authz.users u on u.external_id = m.member_external_id
+            left join person u on u.external_id = m.member_external_id
             where m.run_id = $1 and m.kind = 'user'
         ),
         mirror_user_member as (
-            select g.external_id, g.whole, gu.group_id, gu.user_id, gu.role
+            select g.external_id, g.whole, gu.group_id, gu.user_id, gu.role, u.external_id as user_external_id
             from mirror_group g
             join authz.group_users gu on gu.group_id = g.group_id
+            join authz.users u on u.user_id = gu.user_id
             where g.whole
             union all
             -- Lateral, as each is looked up by its key: to join all memberships takes longer the more there are.
-            select g.external_id, g.whole, gu.group_id, gu.user_id, gu.role
+            select g.external_id, g.whole, gu.group_id, gu.user_id, gu.role, u.external_id
             from looked_at l
             join mirror_group g on g.group_id = l.group_id and not g.whole
             cross join lateral (select m.group_id, m.user_id, m.role from authz.group_users m
                                 where m.group_id = l.group_id and m.user_id = l.user_id offset 0) gu
+            cross join lateral (select x.external_id from authz.users x where x.user_id = gu.user_id offset 0) u
         ),
         staged_user as (
             -- Users that will be there and may be members: the directory's own, and external ones if let in.
@@ -83,7 +101,7 @@ pub(super) async fn compare(
                   join staged_group s on s.external_id = c.group_external_id and s.compared
                   where c.run_id = $1 and c.kind = 'user') m
             left join authz.sync_plan_users p on p.run_id = $1 and p.external_id = m.member_external_id
-            left join authz.users u on u.external_id = m.member_external_id and u.status <> 'deleted'
+            left join person u on u.external_id = m.member_external_id and u.status <> 'deleted'
             where case
                 when p.op in ('add', 'change') then p.new_directory_id = $2 or $3
                 when p.op = 'remove' then false
@@ -106,14 +124,13 @@ pub(super) async fn compare(
         ),
         present as (
             select g.external_id as group_external_id, 'user' as kind,
-                   coalesce(p.external_id, u.external_id, 'user ' || u.user_id) as member_external_id,
-                   g.role, g.group_id, u.user_id as member_id,
-                   g.whole or gone.user_id is not null or exists (select from going_user x where x.user_id = u.user_id) as going
+                   coalesce(p.external_id, g.user_external_id, 'user ' || g.user_id) as member_external_id,
+                   g.role, g.group_id, g.user_id as member_id,
+                   g.whole or gone.user_id is not null or exists (select from going_user x where x.user_id = g.user_id) as going
             from mirror_user_member g
-            join authz.users u on u.user_id = g.user_id
             left join authz.sync_stage_gone_members gone
                 on gone.run_id = $1 and gone.group_external_id = g.external_id and gone.user_id = g.user_id
-            left join authz.sync_plan_users p on p.run_id = $1 and p.user_id = u.user_id
+            left join authz.sync_plan_users p on p.run_id = $1 and p.user_id = g.user_id
             union all
             select g.external_id, 'group', coalesce(m.external_id, 'group ' || gg.child_group_id), 'member',
                    g.group_id, gg.child_group_id,
@@ -144,6 +161,7 @@ pub(super) async fn compare(
         run_id,
         directory_id,
         include_external,
+        names_few_users,
     )
     .execute(tx)
     .await?;

@@ -19,6 +19,19 @@ impl Run {
                 from authz.sync_stage_groups s
                 join authz.sync_stage_members m on m.run_id = $1 and m.group_external_id = s.external_id
                 where s.run_id = $1 and not s.members_fresh
+            ),
+            own as materialized (
+                -- Those of the directory's users whom such a row may name: all, or each one looked up where few are named.
+                select u.user_id, u.external_id
+                from authz.users u
+                where not $3 and u.directory_id = $2 and u.status <> 'deleted'
+                union all
+                select u.user_id, u.external_id
+                from (select distinct m.member_external_id from odd m where m.kind = 'user') m
+                cross join lateral (select x.user_id, x.external_id from authz.users x
+                                    where x.external_id = m.member_external_id and x.directory_id = $2 and x.status <> 'deleted'
+                                    offset 0) u
+                where $3
             )
             select
                 (select count(*) filter (where op = 'add') from authz.sync_plan_users where run_id = $1) as "users_added!",
@@ -43,8 +56,8 @@ impl Run {
                 (select count(distinct m.member_external_id) from odd m
                  where m.kind = 'user'
                    and not exists (select from authz.sync_stage_users s where s.run_id = $1 and s.external_id = m.member_external_id)
-                   and not exists (select from authz.users u
-                                   where u.external_id = m.member_external_id and u.directory_id = $2 and u.status <> 'deleted'
+                   and not exists (select from own u
+                                   where u.external_id = m.member_external_id
                                      and not exists (select from authz.sync_stage_unseen_users x
                                                      where x.run_id = $1 and x.user_id = u.user_id)))
                     as "external_users!",
@@ -60,6 +73,7 @@ impl Run {
             "#,
             self.run_id,
             self.directory_id,
+            self.staged.names_few_users(),
         )
         .fetch_one(&mut *tx)
         .await?;

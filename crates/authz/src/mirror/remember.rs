@@ -73,10 +73,25 @@ pub(super) async fn remember(
     directory_id: i32,
     as_planned: bool,
     include_external: bool,
+    names_few_users: bool,
 ) -> Result<(), Error> {
     sqlx::query!(
         r#"
-        with listed as (
+        with person as materialized (
+            -- All users, or each one looked up where few are named.
+            select u.user_id, u.external_id, u.directory_id, u.status
+            from authz.users u
+            where not $5
+            union all
+            select u.user_id, u.external_id, u.directory_id, u.status
+            from (select distinct m.member_external_id
+                  from authz.sync_stage_members m
+                  where m.run_id = $1 and m.kind = 'user') m
+            cross join lateral (select x.user_id, x.external_id, x.directory_id, x.status from authz.users x
+                                where x.external_id = m.member_external_id offset 0) u
+            where $5
+        ),
+        listed as (
             select s.external_id, s.members_digest, s.members_same, g.group_id, s.members_staged,
                    s.members_fresh and $3 as is_sure
             from authz.sync_stage_groups s
@@ -97,7 +112,7 @@ pub(super) async fn remember(
                    end) as members
             from listed l
             join authz.sync_stage_members m on m.run_id = $1 and m.group_external_id = l.external_id
-            left join authz.users u on m.kind = 'user' and u.external_id = m.member_external_id and u.status <> 'deleted'
+            left join person u on m.kind = 'user' and u.external_id = m.member_external_id and u.status <> 'deleted'
             left join authz.groups c on m.kind = 'group' and c.directory_id = $2 and c.external_id = m.member_external_id
                 and c.status = 'active'
             where not l.is_sure
@@ -123,6 +138,7 @@ pub(super) async fn remember(
         directory_id,
         as_planned,
         include_external,
+        names_few_users,
     )
     .execute(&mut *tx)
     .await?;
@@ -140,14 +156,28 @@ pub(super) async fn remember(
     .await?;
     sqlx::query!(
         r#"
+        with own as materialized (
+            -- As above.
+            select u.user_id, u.external_id
+            from authz.users u
+            where not $3 and u.directory_id = $2 and u.status <> 'deleted'
+            union all
+            select u.user_id, u.external_id
+            from (select distinct m.member_external_id
+                  from authz.sync_stage_members m
+                  where m.run_id = $1 and m.kind = 'user') m
+            cross join lateral (select x.user_id, x.external_id from authz.users x
+                                where x.external_id = m.member_external_id and x.directory_id = $2 and x.status <> 'deleted'
+                                offset 0) u
+            where $3
+        )
         insert into authz.group_outsiders (group_id, kind, external_id, member_name, role)
         select d.group_id, m.kind, m.member_external_id, m.member_name, m.role
         from authz.sync_stage_members m
         join authz.sync_stage_groups s on s.run_id = $1 and s.external_id = m.group_external_id and not s.members_fresh
         join authz.groups g on g.directory_id = $2 and g.external_id = m.group_external_id
         join authz.group_digests d on d.group_id = g.group_id
-        left join authz.users u
-            on m.kind = 'user' and u.external_id = m.member_external_id and u.directory_id = $2 and u.status <> 'deleted'
+        left join own u on m.kind = 'user' and u.external_id = m.member_external_id
         where m.run_id = $1
           and case m.kind
               when 'user' then u.user_id is null
@@ -160,6 +190,7 @@ pub(super) async fn remember(
         "#,
         run_id,
         directory_id,
+        names_few_users,
     )
     .execute(tx)
     .await?;

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use super::Run;
 use super::beside::Beside;
 use super::copy_in::{CopyRows, send};
-use super::known::Sight;
+use super::known::{Sight, place};
 use super::stage_members::Staging;
 use super::users::{ListedUser, StagedUsers};
 use crate::error::Error;
@@ -14,9 +14,11 @@ use crate::name::{GroupName, UserName};
 
 /// Pages of users that may wait until the mirror's users are read.
 const WAITING_PAGES: usize = 64;
-/// So many users go to the database at once.
+/// So many users or groups go to the database at once.
 const AT_ONCE: usize = 4096;
-const COPY: &str = "copy authz.sync_stage_users (run_id, external_id, user_name, display_name, suspended) \
+const COPY_GROUPS: &str = "copy authz.sync_stage_groups (run_id, external_id, group_name, display_name, description) \
+                           from stdin (format binary)";
+const COPY_USERS: &str = "copy authz.sync_stage_users (run_id, external_id, user_name, display_name, suspended) \
                     from stdin (format binary)";
 
 /// Of what the mirror has rows that were not listed so far.
@@ -120,7 +122,7 @@ impl Run {
         for page in staged.chunks(AT_ONCE) {
             let rows = copied(self.run_id, page);
             self.take_sent_users(staging).await?;
-            staging.sending_users = Some(Beside::begin(send(self.pool.clone(), COPY, rows)));
+            staging.sending_users = Some(Beside::begin(send(self.pool.clone(), COPY_USERS, rows)));
         }
         Ok(())
     }
@@ -139,28 +141,40 @@ impl Run {
     /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn stage_groups(&self, groups: &[StagedGroup]) -> Result<(), Error> {
         self.step(async {
-            let ids: Vec<_> = groups.iter().map(|g| storable(&g.external_id)).collect();
-            let names: Vec<_> = groups.iter().map(|g| g.name.as_ref().map(ToString::to_string)).collect();
-            let display_names: Vec<_> = groups.iter().map(|g| storable(&g.display_name)).collect();
-            let descriptions: Vec<_> = groups.iter().map(|g| storable(&g.description)).collect();
-            let done = sqlx::query!(
-                r#"
-            insert into authz.sync_stage_groups (run_id, external_id, group_name, display_name, description)
-            select $1, v.* from unnest($2::text[], $3::text[], $4::text[], $5::text[]) as v
-            on conflict do nothing
-            "#,
-                self.run_id,
-                &ids,
-                &names as &[Option<String>],
-                &display_names,
-                &descriptions,
-            )
-            .execute(&self.pool)
-            .await?;
-            self.staged.groups.fetch_add(done.rows_affected(), Ordering::Relaxed);
-            Ok(())
+            let mut staging = self.staging.lock().await;
+            for group in groups {
+                let print = staging.hasher.of_id(&group.external_id);
+                if staging.seen_groups.find(place(print), |seen| *seen == print).is_none() {
+                    staging.seen_groups.insert_unique(place(print), print, |seen| place(*seen));
+                    staging.ready_groups.push(group.clone());
+                }
+            }
+            if staging.ready_groups.len() >= AT_ONCE { self.flush_groups(&mut staging).await } else { Ok(()) }
         })
         .await
+    }
+
+    /// Sends the groups that are ready, once those before have arrived.
+    async fn flush_groups(&self, staging: &mut Staging) -> Result<(), Error> {
+        self.take_sent_groups(staging).await?;
+        if !staging.ready_groups.is_empty() {
+            let rows = copied_groups(self.run_id, &std::mem::take(&mut staging.ready_groups));
+            staging.sending_groups = Some(Beside::begin(send(self.pool.clone(), COPY_GROUPS, rows)));
+        }
+        Ok(())
+    }
+
+    async fn take_sent_groups(&self, staging: &mut Staging) -> Result<(), Error> {
+        if let Some(sending) = staging.sending_groups.take() {
+            self.staged.groups.fetch_add(sending.end().await?, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Sends the groups that are ready, and waits for them and for those before.
+    pub(super) async fn settle_groups(&self, staging: &mut Staging) -> Result<(), Error> {
+        self.flush_groups(staging).await?;
+        self.take_sent_groups(staging).await
     }
 
     /// What the mirror has and the listings have not shown so far, and would therefore go.
@@ -176,6 +190,7 @@ impl Run {
         self.step(async {
             let mut staging = self.staging.lock().await;
             self.take_in_users(&mut staging).await?;
+            self.settle_groups(&mut staging).await?;
             missing.users = self.known_users(&mut staging).await?.misses_any();
             missing.groups = sqlx::query_scalar!(
                 r#"
@@ -226,9 +241,13 @@ impl Run {
     /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn restart_groups(&self) -> Result<(), Error> {
         self.step(async {
+            let mut staging = self.staging.lock().await;
+            self.take_sent_groups(&mut staging).await?;
             sqlx::query!("delete from authz.sync_stage_groups where run_id = $1", self.run_id)
                 .execute(&self.pool)
                 .await?;
+            staging.ready_groups.clear();
+            staging.seen_groups.clear();
             self.staged.groups.store(0, Ordering::Relaxed);
             Ok(())
         })
@@ -246,6 +265,20 @@ fn copied(run_id: i64, users: &[ListedUser<'_>]) -> Vec<u8> {
         rows.value_or_null(user.name.map(str::as_bytes));
         rows.value(storable(user.display_name).as_bytes());
         rows.value(&[u8::from(user.suspended)]);
+    }
+    rows.end()
+}
+
+/// The same of groups.
+fn copied_groups(run_id: i64, groups: &[StagedGroup]) -> Vec<u8> {
+    let mut rows = CopyRows::new();
+    for group in groups {
+        rows.begin(5);
+        rows.value(&run_id.to_be_bytes());
+        rows.value(storable(&group.external_id).as_bytes());
+        rows.value_or_null(group.name.as_ref().map(|name| name.as_str().as_bytes()));
+        rows.value(storable(&group.display_name).as_bytes());
+        rows.value(storable(&group.description).as_bytes());
     }
     rows.end()
 }

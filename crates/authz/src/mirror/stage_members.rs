@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
+use hashbrown::HashTable;
 use sqlx::PgPool;
 
 use super::Run;
@@ -11,9 +12,9 @@ use super::beside::Beside;
 use super::compare_members::{Listing, Present, read_present};
 use super::copy_in::{CopyRows, send};
 use super::held::{Held, Taken};
-use super::known::{Hasher, KnownDigests, KnownUsers, load_digests};
+use super::known::{Hasher, KnownDigests, KnownUsers, load_digests, place};
 use super::members::StagedMembers;
-use super::stage::storable;
+use super::stage::{StagedGroup, storable};
 use super::users::StagedUsers;
 use crate::error::Error;
 
@@ -36,6 +37,14 @@ pub(super) struct Staging {
     pub(super) sending_users: Option<Beside<u64>>,
     /// Pages that came before the mirror's users were read.
     pub(super) waiting_users: Vec<StagedUsers>,
+    /// Of the users and of the groups.
+    pub(super) hasher: Hasher,
+    /// Prints of the groups that were listed.
+    pub(super) seen_groups: HashTable<u128>,
+    /// Groups that go to the staging table next.
+    pub(super) ready_groups: Vec<StagedGroup>,
+    /// Groups on their way there; gives the rows that came to be.
+    pub(super) sending_groups: Option<Beside<u64>>,
     digests: Option<KnownDigests>,
     open: HashMap<String, Open>,
     finished: HashMap<String, Finished>,
@@ -73,14 +82,16 @@ impl Staging {
     pub(super) fn reading(pool: &PgPool, directory_id: i32) -> Self {
         let (pool, hasher) = (pool.clone(), Hasher::default());
         let held = Held::new(hasher.clone());
-        let reading = Beside::begin(async move { KnownUsers::load(&pool, directory_id, hasher).await });
-        Self { reading_users: Some(reading), held, ..Self::default() }
+        let prints = hasher.clone();
+        let reading = Beside::begin(async move { KnownUsers::load(&pool, directory_id, prints).await });
+        Self { reading_users: Some(reading), held, hasher, ..Self::default() }
     }
 
     /// Nobody will ask for what is under way any more.
     pub(super) fn stop(&mut self) {
         self.reading_users = None;
         self.sending_users = None;
+        self.sending_groups = None;
         self.sending = None;
         self.looking = None;
     }
@@ -225,8 +236,19 @@ impl Run {
     /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn forget_groups(&self, external_ids: &[String]) -> Result<(), Error> {
         self.step(async {
+            if external_ids.is_empty() {
+                return Ok(());
+            }
             for id in external_ids {
                 self.restart_members(id).await?;
+            }
+            let mut staging = self.staging.lock().await;
+            self.settle_groups(&mut staging).await?;
+            for id in external_ids {
+                let print = staging.hasher.of_id(id);
+                if let Ok(seen) = staging.seen_groups.find_entry(place(print), |seen| *seen == print) {
+                    seen.remove();
+                }
             }
             let done = sqlx::query!(
                 "delete from authz.sync_stage_groups where run_id = $1 and external_id = any ($2)",
@@ -247,9 +269,13 @@ impl Run {
     /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn mark_incomplete(&self, external_ids: &[String]) -> Result<(), Error> {
         self.step(async {
+            if external_ids.is_empty() {
+                return Ok(());
+            }
             for id in external_ids {
                 self.restart_members(id).await?;
             }
+            self.settle_groups(&mut *self.staging.lock().await).await?;
             sqlx::query!(
                 "update authz.sync_stage_groups set members_complete = false where run_id = $1 and external_id = any ($2)",
                 self.run_id,
@@ -293,12 +319,15 @@ impl Run {
         staging = self.staging.lock().await;
         self.take_in_users(&mut staging).await?;
         self.take_sent_users(&mut staging).await?;
+        self.settle_groups(&mut staging).await?;
         self.compare(&mut staging).await?;
         self.take_compared(&mut staging).await?;
         self.stage_strangers(&mut staging).await?;
         self.flush(&mut staging).await?;
         self.take_sent(&mut staging).await?;
-        let unseen = self.known_users(&mut staging).await?.unseen();
+        let known = self.known_users(&mut staging).await?;
+        let unseen = known.unseen();
+        self.staged.known_users.store(known.len() as u64, Ordering::Relaxed);
         if !unseen.is_empty() {
             sqlx::query!(
                 "insert into authz.sync_stage_unseen_users (run_id, user_id) select $1, unnest($2::bigint[])",
@@ -362,6 +391,7 @@ impl Run {
         self.step(async {
             let mut staging = self.staging.lock().await;
             self.take_sent_users(&mut staging).await?;
+            self.settle_groups(&mut staging).await?;
             self.take_compared(&mut staging).await?;
             self.flush(&mut staging).await?;
             self.take_sent(&mut staging).await
