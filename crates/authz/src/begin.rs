@@ -75,7 +75,9 @@ pub(crate) async fn begin_alone(pool: &PgPool) -> Result<Transaction<'static, Po
     begin_on(connection).await
 }
 
-async fn begin_on(connection: PoolConnection<Postgres>) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+async fn begin_on(
+    connection: PoolConnection<Postgres>,
+) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     let beginning = Transaction::begin(connection, None);
     // Dropped, the task goes on, and its transaction rolls back.
     tokio::spawn(beginning).await.map_err(|_| sqlx::Error::WorkerCrashed)?

@@ -16,8 +16,8 @@ use authz::audit::operation::OperationError;
 use authz::audit::{self, Outcome, Query, Record, Trust};
 use authz::grant::{Grant, to_user};
 use authz::group::{Role, create};
-use authz::mirror::{Failure, PlanOptions, Run, StagedMember};
-use authz::{Authz, Error, Snapshot, check, check_many, explain, users_who_can};
+use authz::mirror::{Failure, PlanOptions, Run, StagedGroup, StagedMember, StagedUser};
+use authz::{Authz, Error, GroupName, Snapshot, UserName, check, check_many, explain, users_who_can};
 use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use testdb::Database;
@@ -101,7 +101,7 @@ async fn world() -> (Database, PgPool) {
 }
 
 /// Also that no session is left in a transaction: each statement on its own is another one.
-async fn answers_are_right(pool: &PgPool, when: &str) {
+async fn answers_are_right(pool: &PgPool, ada_may: bool, when: &str) {
     let mut transactions = Vec::new();
     for n in 0..3_i32 {
         let found: i32 = sqlx::query_scalar("select $1 + 0").bind(n).fetch_one(pool).await.expect(when);
@@ -110,7 +110,7 @@ async fn answers_are_right(pool: &PgPool, when: &str) {
         let transaction: String = sqlx::query_scalar(current).fetch_one(pool).await.expect(when);
         assert!(!transactions.contains(&transaction), "{when}: a transaction is open");
         transactions.push(transaction);
-        for (name, may) in [("ada", true), ("bob", false)] {
+        for (name, may) in [("ada", ada_may), ("bob", false)] {
             let decision = check(pool, &user(name), &action("a")).await.expect(when);
             assert_eq!(decision.is_allow(), may, "{when}");
         }
@@ -124,13 +124,14 @@ async fn dropped_anywhere<T>(
     work: impl AsyncFn(PgPool) -> Result<T, Error>,
 ) -> T {
     let pool = pool_of_one(database).await;
+    let ada_may = check(&pool, &user("ada"), &action("a")).await.unwrap().is_allow();
     let mut times = 0;
     loop {
         if let Some(done) = waiting_at_most(times, work(pool.clone())).await {
             assert!(times > 0, "{what} never waits");
             return done.expect(what);
         }
-        answers_are_right(&pool, &format!("{what} is dropped at its wait {times}")).await;
+        answers_are_right(&pool, ada_may, &format!("{what} is dropped at its wait {times}")).await;
         times += 1;
     }
 }
@@ -208,12 +209,56 @@ async fn sync_dropped_while_it_stages_leaves_the_pool_whole() {
         for _ in 0..50 {
             tokio::task::yield_now().await;
         }
-        run.stage_members("g", (0..9_000).map(member).collect()).await?;
+        let nested = StagedMember::Group { external_id: "h".to_owned() };
+        run.stage_members("g", (0..9_000).map(member).chain([nested]).collect()).await?;
         run.finish_members("g", false).await?;
         run.fail("it was a test", 0, &admin()).await
     };
     let failure = Box::pin(dropped_anywhere(&database, "a run", work)).await;
     assert_eq!(failure, Failure::Recorded);
+}
+
+/// A group's members are copied while the plan is made, if somebody has rights, or else when it is applied.
+#[tokio::test]
+async fn sync_dropped_while_it_copies_leaves_the_pool_whole() {
+    for with_grants in [true, false] {
+        let (database, pool) = world().await;
+        if !with_grants {
+            let none = "delete from authz.user_actions; delete from authz.group_actions";
+            sqlx::raw_sql(none).execute(&pool).await.unwrap();
+        }
+        let directory = "main".parse().unwrap();
+        let ids = || (0..1_500).map(|n| n.to_string());
+        let listed = |external_id: String| StagedUser {
+            name: UserName::parse(&format!("listed{external_id}")).ok(),
+            external_id,
+            display_name: String::new(),
+            suspended: false,
+        };
+        let member = |external_id| StagedMember::User { external_id, name: None, role: Role::Owner };
+        let group = StagedGroup {
+            external_id: "g".to_owned(),
+            name: GroupName::parse("g").ok(),
+            display_name: String::new(),
+            description: String::new(),
+        };
+        let work = async |one| {
+            let expired = "update authz.sync_leases set expires_at = clock_timestamp()";
+            sqlx::query(expired).execute(&pool).await.unwrap();
+            let run = Run::begin(&one, &directory, "a test").await?;
+            run.stage_users(ids().map(listed).collect()).await?;
+            run.stage_groups(std::slice::from_ref(&group)).await?;
+            run.stage_members("g", ids().map(member).collect()).await?;
+            run.finish_members("g", false).await?;
+            let planned = run.plan(PlanOptions::default()).await.map_err(|(_, error)| error)?;
+            planned.apply(None, 0, &admin()).await
+        };
+        Box::pin(dropped_anywhere(&database, "a run", work)).await;
+        let members = "select count(*) from authz.group_users m
+                       join authz.groups g using (group_id) join authz.users u using (user_id)
+                       where g.external_id = 'g' and u.user_name = 'listed' || u.external_id and m.role = 'owner'";
+        assert_eq!(sqlx::query_scalar::<_, i64>(members).fetch_one(&pool).await.unwrap(), 1_500);
+    }
 }
 
 #[tokio::test]
@@ -245,7 +290,8 @@ async fn page_that_is_lost_is_not_absence() {
     let directory = "main".parse().unwrap();
     let run = Run::begin(&pool, &directory, "a test").await.unwrap();
     let member = |n| StagedMember::User { external_id: format!("{n}"), name: None, role: Role::Member };
-    run.stage_members("g", (0..9_000).map(member).collect()).await.unwrap();
+    let nested = StagedMember::Group { external_id: "h".to_owned() };
+    run.stage_members("g", (0..9_000).map(member).chain([nested]).collect()).await.unwrap();
     // It goes to a table that somebody has locked, and nobody waits.
     let mut locker = pool.begin().await.unwrap();
     sqlx::raw_sql("lock table authz.sync_stage_members").execute(&mut *locker).await.unwrap();

@@ -25,7 +25,11 @@ impl Run {
     /// who are users and groups of its own. What is held of others is staged.
     // INVARIANT: a fresh group's staged or held members are what would be planned for it (held by the tests in
     // `crates/dir-sync/tests/fresh.rs`).
-    pub(super) async fn mark_fresh_groups(&self, tx: &mut PgConnection, has_grants: bool) -> Result<(), Error> {
+    pub(super) async fn mark_fresh_groups(
+        &self,
+        tx: &mut PgConnection,
+        has_grants: bool,
+    ) -> Result<(), Error> {
         let candidates = self.candidates(tx).await?;
         let held = self.settle_held(tx, &candidates, has_grants).await?;
         let staged: Vec<_> = candidates.into_iter().filter(|group| !held.contains(group)).collect();
@@ -156,7 +160,11 @@ impl Run {
     }
 
     /// Stages members inside the transaction of the plan.
-    async fn stage_here(&self, tx: &mut PgConnection, groups: &[(String, StagedMembers)]) -> Result<(), Error> {
+    async fn stage_here(
+        &self,
+        tx: &mut PgConnection,
+        groups: &[(String, StagedMembers)],
+    ) -> Result<(), Error> {
         if !groups.is_empty() {
             let rows = copy_in(tx, COPY, copied(self.run_id, groups)).await?;
             self.staged.members.fetch_add(rows, Ordering::Relaxed);
@@ -251,7 +259,8 @@ impl Run {
         )
         .fetch_all(&mut *tx)
         .await?;
-        let groups: HashMap<String, i64> = groups.into_iter().map(|row| (row.external_id, row.group_id)).collect();
+        let groups: HashMap<String, i64> =
+            groups.into_iter().map(|row| (row.external_id, row.group_id)).collect();
         let user_of = |print| users.find(place(print), |user| user.0 == print).map(|user| user.1);
         let numbered = held.numbered(user_of, |group| groups.get(group).copied());
         drop((users, groups));
@@ -278,7 +287,11 @@ impl Run {
 ///
 /// Nothing is in the way of any of them, so none is looked for: `on conflict` takes longer than all the rest. In the
 /// order of the primary key they take half the time that they take as they are staged, sorting included.
-pub(super) async fn fill_fresh_groups(tx: &mut PgConnection, run_id: i64, directory_id: i32) -> Result<u64, Error> {
+pub(super) async fn fill_fresh_groups(
+    tx: &mut PgConnection,
+    run_id: i64,
+    directory_id: i32,
+) -> Result<u64, Error> {
     let users = sqlx::query!(
         r#"
         insert into authz.group_users (group_id, user_id, role)

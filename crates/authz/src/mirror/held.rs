@@ -9,10 +9,16 @@ use super::known::{Hasher, place};
 use super::members::{Staged, StagedMembers};
 use crate::group::Role;
 
-/// Memberships that are held at most, four bytes each; past it all are staged.
-const MEMBERSHIPS: usize = 2_000_000;
-/// Bytes of the people's ids and names that are held at most.
-const TEXT: usize = 32 << 20;
+/// What is held at most; past it all is staged.
+#[derive(Clone, Copy)]
+struct Room {
+    /// Four bytes each.
+    memberships: usize,
+    /// Bytes of the people's ids and names.
+    text: usize,
+}
+
+const ROOM: Room = Room { memberships: 2_000_000, text: 32 << 20 };
 
 /// One membership: the number of a person, or what an apply makes of it, and the role.
 pub(super) type Membership = u32;
@@ -20,13 +26,19 @@ pub(super) type Membership = u32;
 const ROLE: u32 = 2;
 
 /// The groups.
-#[derive(Default)]
 pub(super) struct Held {
     people: People,
     groups: HashMap<String, Vec<Membership>>,
     memberships: usize,
+    room: Room,
     /// There was no room for all, so there is room for none.
     is_full: bool,
+}
+
+impl Default for Held {
+    fn default() -> Self {
+        Self::new(Hasher::default())
+    }
 }
 
 /// Everybody who is in one of the groups, once.
@@ -61,7 +73,8 @@ pub(super) enum Taken {
 impl Held {
     /// With this hasher, so that its prints are those of the known users.
     pub(super) fn new(hasher: Hasher) -> Self {
-        Self { people: People { hasher, ..People::default() }, ..Self::default() }
+        let people = People { hasher, ..People::default() };
+        Self { people, groups: HashMap::new(), memberships: 0, room: ROOM, is_full: false }
     }
 
     /// Takes the members of a group, if all of them are users.
@@ -70,7 +83,10 @@ impl Held {
             return Taken::No;
         }
         self.remove(group);
-        if self.memberships + members.len() > MEMBERSHIPS || self.people.text.len() + members.text_len() > TEXT {
+        let room = self.room;
+        if self.memberships + members.len() > room.memberships
+            || self.people.text.len() + members.text_len() > room.text
+        {
             self.is_full = true;
             return Taken::Full;
         }
@@ -100,11 +116,7 @@ impl Held {
     }
 
     /// The groups for which `keeps` does not hold, or that have somebody for whom `fits` does not.
-    pub(super) fn unfit(
-        &self,
-        keeps: impl Fn(&str) -> bool,
-        fits: impl Fn(u128) -> bool,
-    ) -> Vec<String> {
+    pub(super) fn unfit(&self, keeps: impl Fn(&str) -> bool, fits: impl Fn(u128) -> bool) -> Vec<String> {
         let fit: Vec<bool> = self.people.all.iter().map(|person| fits(person.print)).collect();
         let fits = |member: &Membership| fit.get((member >> ROLE) as usize).copied().unwrap_or_default();
         let unfit = self.groups.iter().filter(|(group, members)| !(keeps(group) && members.iter().all(fits)));
@@ -240,5 +252,112 @@ fn role_of(member: Membership) -> Role {
         0 => Role::Owner,
         1 => Role::Manager,
         _ => Role::Member,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stage::StagedMember;
+    use super::*;
+    use crate::name::UserName;
+
+    fn member(id: &str, role: Role) -> StagedMember {
+        let name = UserName::parse(&format!("{id}@example.com")).ok();
+        StagedMember::User { external_id: id.to_owned(), name, role }
+    }
+
+    fn members(of: &[(&str, Role)]) -> StagedMembers {
+        of.iter().map(|(id, role)| member(id, *role)).collect()
+    }
+
+    fn told(members: &StagedMembers) -> Vec<(String, Option<String>, Role)> {
+        let told = |m: Staged<'_>| (m.id.to_owned(), m.name.map(str::to_owned), m.role);
+        members.iter().map(told).collect()
+    }
+
+    #[test]
+    fn what_is_taken_comes_out_as_it_was() {
+        let mut held = Held::default();
+        let mut all: StagedMembers =
+            members(&[("1", Role::Owner), ("2", Role::Manager), ("3", Role::Member)]);
+        all.push(&StagedMember::User { external_id: String::new(), name: None, role: Role::Member });
+        let again = members(&[("2", Role::Owner), ("1", Role::Member)]);
+        assert_eq!(held.take("a", &all), Taken::Yes);
+        assert_eq!(held.take("b", &again), Taken::Yes);
+        assert_eq!(held.take("c", &StagedMembers::default()), Taken::Yes);
+        assert_eq!((held.len(), held.people.all.len()), (6, 4));
+        assert_eq!(told(&held.take_out("a").unwrap()), told(&all));
+        assert_eq!(told(&held.take_out("b").unwrap()), told(&again));
+        assert!(held.take_out("b").is_none() && held.remove("c") && !held.remove("c"));
+        assert_eq!((held.len(), held.groups().count()), (0, 0));
+    }
+
+    #[test]
+    fn groups_and_people_of_two_names_are_not_held() {
+        let mut held = Held::default();
+        let nested = StagedMember::Group { external_id: "1".to_owned() };
+        let with =
+            |other: StagedMember| [member("2", Role::Member), other].into_iter().collect::<StagedMembers>();
+        assert_eq!(held.take("a", &with(nested)), Taken::No);
+        assert_eq!(held.take("a", &with(StagedMember::Everyone)), Taken::No);
+        assert_eq!(held.take("a", &members(&[("1", Role::Member)])), Taken::Yes);
+        let nameless = StagedMember::User { external_id: "1".to_owned(), name: None, role: Role::Member };
+        assert_eq!(held.take("b", &with(nameless)), Taken::No);
+        let renamed = UserName::parse("other@example.com").ok();
+        let renamed = StagedMember::User { external_id: "1".to_owned(), name: renamed, role: Role::Member };
+        assert_eq!(held.take("b", &with(renamed)), Taken::No);
+        assert_eq!(held.groups().collect::<Vec<_>>(), ["a"]);
+    }
+
+    #[test]
+    fn where_there_is_no_room_there_is_none_for_what_comes_later() {
+        for room in [Room { memberships: 3, text: 1 << 10 }, Room { memberships: 100, text: 40 }] {
+            let mut held = Held { room, ..Held::default() };
+            assert_eq!(held.take("a", &members(&[("1", Role::Member), ("2", Role::Member)])), Taken::Yes);
+            assert_eq!(held.take("b", &members(&[("3", Role::Member), ("4", Role::Member)])), Taken::Full);
+            assert_eq!(held.take("c", &members(&[])), Taken::No);
+            assert_eq!(held.take_out("a").unwrap().len(), 2);
+        }
+    }
+
+    #[test]
+    fn groups_with_others_than_were_asked_for_are_told() {
+        let mut held = Held::default();
+        for (group, of) in [("a", ["1", "2"]), ("b", ["2", "3"]), ("c", ["1", "1"])] {
+            assert_eq!(held.take(group, &members(&of.map(|id| (id, Role::Member)))), Taken::Yes);
+        }
+        let print = |id: &str| held.hasher().of_id(id);
+        let unfit = |keeps: &[&str], fits: &[&str]| {
+            let fits: Vec<u128> = fits.iter().copied().map(print).collect();
+            let mut unfit = held.unfit(|group| keeps.contains(&group), |print| fits.contains(&print));
+            unfit.sort_unstable();
+            unfit.concat()
+        };
+        assert_eq!(unfit(&["a", "b", "c"], &["1", "2", "3"]), "");
+        assert_eq!(unfit(&["a", "b", "c"], &["1", "2"]), "b");
+        assert_eq!(unfit(&["b", "c"], &["1", "2"]), "ab");
+        assert_eq!(unfit(&[], &["1", "2", "3"]), "abc");
+    }
+
+    #[test]
+    fn memberships_have_the_numbers_of_the_mirror_in_their_order() {
+        let mut held = Held::default();
+        let (ada, bo, cy) = (("ada", Role::Owner), ("bo", Role::Manager), ("cy", Role::Member));
+        for (group, of) in
+            [("a", vec![ada, bo, cy]), ("b", vec![cy, ada]), ("gone", vec![bo]), ("none", vec![])]
+        {
+            assert_eq!(held.take(group, &members(&of)), Taken::Yes);
+        }
+        let prints = ["ada", "bo", "cy"].map(|id| held.hasher().of_id(id));
+        // Bo has no number.
+        let users = |print| {
+            [(prints[0], 70), (prints[2], 7)].into_iter().find(|user| user.0 == print).map(|user| user.1)
+        };
+        let groups =
+            |group: &str| [("a", 20), ("b", 3), ("none", 1)].into_iter().find(|g| g.0 == group).map(|g| g.1);
+        let numbered = held.numbered(users, groups);
+        let wanted =
+            [(3, 7, Role::Member), (3, 70, Role::Owner), (20, 7, Role::Member), (20, 70, Role::Owner)];
+        assert_eq!(numbered.iter().collect::<Vec<_>>(), wanted);
     }
 }

@@ -140,12 +140,7 @@ impl StagedMembers {
         let start = row.start as usize;
         let end = start + row.id as usize;
         let name = row.name.map(|length| self.text.get(end..end + usize::from(length)).unwrap_or_default());
-        Staged {
-            kind: row.kind,
-            id: self.text.get(start..end).unwrap_or_default(),
-            name,
-            role: row.role,
-        }
+        Staged { kind: row.kind, id: self.text.get(start..end).unwrap_or_default(), name, role: row.role }
     }
 
     /// Sorts them, and drops what stands there twice. Their text is in their order then, too.

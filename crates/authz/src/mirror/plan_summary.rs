@@ -10,6 +10,7 @@ use super::report::{
 use crate::error::Error;
 
 impl Run {
+    #[expect(clippy::too_many_lines, reason = "mostly one statement")]
     pub(super) async fn read_plan(&self, tx: &mut PgConnection, listed: Totals) -> Result<Plan, Error> {
         let totals = sqlx::query!(
             r#"

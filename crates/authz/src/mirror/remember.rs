@@ -142,6 +142,16 @@ pub(super) async fn remember(
     )
     .execute(&mut *tx)
     .await?;
+    remember_outsiders(tx, run_id, directory_id, names_few_users).await
+}
+
+/// Writes down the listed members of these groups whom the mirror does not have in them.
+async fn remember_outsiders(
+    tx: &mut PgConnection,
+    run_id: i64,
+    directory_id: i32,
+    names_few_users: bool,
+) -> Result<(), Error> {
     sqlx::query!(
         r#"
         delete from authz.group_outsiders o

@@ -20,8 +20,7 @@ use crate::error::Error;
 
 /// So many members go to the database at once.
 pub(super) const AT_ONCE: usize = 8192;
-pub(super) const COPY: &str =
-    "copy authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role) \
+pub(super) const COPY: &str = "copy authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role) \
      from stdin (format binary)";
 /// So many members are compared with the mirror at once.
 const COMPARED_AT_ONCE: usize = 32_768;
