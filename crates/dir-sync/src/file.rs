@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use flate2::bufread::MultiGzDecoder;
 use serde::Deserializer;
 
-use self::packed::{Packed, Texts};
+use self::packed::{Packed, PackedUser, Texts};
 use self::read::Content;
 use crate::source::{Cause, Group, Member, Page, PageToken, Source, SourceError, User};
 
@@ -28,7 +28,7 @@ const BUFFER: usize = 64 * 1024;
 pub struct FileSource {
     path: PathBuf,
     customer_id: String,
-    users: Vec<User>,
+    users: Vec<PackedUser>,
     groups: Vec<Group>,
     // `None`: the file says that the group has members but does not list them.
     members: HashMap<String, Option<Vec<Packed>>>,
@@ -127,7 +127,7 @@ impl Source for FileSource {
     }
 
     async fn users(&self, page: Option<&PageToken>) -> Result<Page<User>, SourceError> {
-        slice(&self.users, USERS_PER_PAGE, page, User::clone, || "users".to_owned())
+        slice(&self.users, USERS_PER_PAGE, page, |user| self.texts.unpack_user(*user), || "users".to_owned())
     }
 
     async fn groups(&self, page: Option<&PageToken>) -> Result<Page<Group>, SourceError> {

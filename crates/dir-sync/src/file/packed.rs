@@ -1,9 +1,9 @@
-//! The members of a directory file: a person is in ten groups, so each text is kept once.
+//! The users and members of a directory file: a person is in ten groups, so each text is kept once.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
-use crate::source::{Member, MemberKind};
+use crate::source::{Member, MemberKind, User};
 
 /// Every text once, one behind the other.
 #[derive(Debug, Default)]
@@ -27,6 +27,17 @@ pub(super) struct Packed {
     what: u32,
 }
 
+/// A user whose texts are kept elsewhere.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PackedUser {
+    id: u32,
+    email: u32,
+    display_name: u32,
+    /// [`NONE`] for none.
+    customer_id: u32,
+    suspended: bool,
+}
+
 const NONE: u32 = u32::MAX;
 
 impl Texts {
@@ -37,17 +48,45 @@ impl Texts {
         {
             return *known;
         }
+        let number = self.keep_anew(text);
+        self.known.entry(hash).or_insert(number);
+        number
+    }
+
+    /// Of texts that hardly ever come twice.
+    fn keep_anew(&mut self, text: &str) -> u32 {
         // Four thousand million texts are more than any file has.
         let number = u32::try_from(self.places.len()).unwrap_or(u32::MAX);
         self.places.push((self.all.len(), u32::try_from(text.len()).unwrap_or(u32::MAX)));
         self.all.push_str(text);
-        self.known.entry(hash).or_insert(number);
         number
     }
 
     fn get(&self, number: u32) -> &str {
         let place = self.places.get(number as usize);
         place.and_then(|(start, length)| self.all.get(*start..start + *length as usize)).unwrap_or_default()
+    }
+
+    /// Packs a user.
+    pub(super) fn pack_user(&mut self, user: &User) -> PackedUser {
+        PackedUser {
+            id: self.keep(&user.id),
+            email: self.keep(&user.email),
+            display_name: self.keep_anew(&user.display_name),
+            customer_id: user.customer_id.as_ref().map_or(NONE, |id| self.keep(id)),
+            suspended: user.suspended,
+        }
+    }
+
+    /// The user as it was.
+    pub(super) fn unpack_user(&self, user: PackedUser) -> User {
+        User {
+            id: self.get(user.id).to_owned(),
+            email: self.get(user.email).to_owned(),
+            display_name: self.get(user.display_name).to_owned(),
+            suspended: user.suspended,
+            customer_id: (user.customer_id != NONE).then(|| self.get(user.customer_id).to_owned()),
+        }
     }
 
     /// Packs a member.
@@ -114,5 +153,26 @@ mod tests {
         texts.close();
         assert_eq!(packed.map(|member| texts.unpack(member)), members);
         assert_eq!(texts.places.len(), 4, "two ids, two addresses");
+    }
+
+    #[test]
+    fn packed_user_is_the_same_again() {
+        let user = |id: &str, display_name: &str, customer_id: Option<&str>, suspended| User {
+            id: id.to_owned(),
+            email: format!("{id}@example.com"),
+            display_name: display_name.to_owned(),
+            suspended,
+            customer_id: customer_id.map(str::to_owned),
+        };
+        let users = [
+            user("1", "Ada", Some("C1"), false),
+            user("2", "", None, true),
+            user("1", "Ada", Some("C1"), false),
+            user("", "Zoë", Some(""), false),
+        ];
+        let mut texts = Texts::default();
+        let packed = users.each_ref().map(|user| texts.pack_user(user));
+        texts.close();
+        assert_eq!(packed.map(|user| texts.unpack_user(user)), users);
     }
 }

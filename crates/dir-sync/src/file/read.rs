@@ -6,15 +6,15 @@ use std::marker::PhantomData;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::packed::{Packed, Texts};
+use super::packed::{Packed, PackedUser, Texts};
 use crate::google::shape::{GroupShape, MemberShape, Shape, UserShape};
-use crate::source::{Group, Member, User};
+use crate::source::{Group, Member};
 
 /// What stands in the file.
 #[derive(Debug, Default)]
 pub(super) struct Content {
     pub(super) customer_id: Option<String>,
-    pub(super) users: Option<Vec<User>>,
+    pub(super) users: Option<Vec<PackedUser>>,
     /// Each with whether the file says that it has members.
     pub(super) groups: Option<Vec<(Group, bool)>>,
     pub(super) members: Option<HashMap<String, Vec<Packed>>>,
@@ -34,8 +34,10 @@ impl<'de> Visitor<'de> for Content {
                 "customerId" => self.customer_id.replace(map.next_value()?).is_some(),
                 "users" => {
                     let mut users = Vec::new();
+                    let texts = &mut self.texts;
                     map.next_value_seed(Each::new(|user: UserShape| {
-                        users.extend(user.into_item().map_err(|lacking| lacking.to_string())?);
+                        let user = user.into_item().map_err(|lacking| lacking.to_string())?;
+                        users.extend(user.map(|user| texts.pack_user(&user)));
                         Ok(())
                     }))?;
                     self.users.replace(users).is_some()
