@@ -157,36 +157,6 @@ async fn plan_tells_what_members_of_a_fresh_group_gain() {
 }
 
 #[tokio::test]
-async fn members_of_a_fresh_group_are_staged_only_if_rights_come_through_it() {
-    let (_database, pool) = database().await;
-    let empty = Org::new("C1").user("1", "ada").user("2", "bo").user("3", "cy").group("b", "b");
-    applied(&pool, &empty).await;
-    grant_to_group(&pool, "b").await;
-    execute(
-        &pool,
-        "create table staged (group_id text);
-         create function note_staged() returns trigger language plpgsql as $$
-         begin
-             insert into staged values (new.group_external_id);
-             return null;
-         end $$;
-         create trigger note after insert on authz.sync_stage_members for each row execute function note_staged();",
-    )
-    .await;
-    // `c` is in `a`, which is in `b`; nobody has a right through `d`.
-    let grown = empty.group("a", "a").group("c", "c").group("d", "d").nested("b", "a").nested("a", "c");
-    let grown = grown.member("c", "2").member("d", "1").member("d", "3");
-    let report = applied(&pool, &grown).await;
-    let staged: Vec<String> =
-        sqlx::query_scalar("select distinct group_id from staged order by 1").fetch_all(&pool).await.unwrap();
-    assert_eq!(staged, ["a", "b", "c"]);
-    let plan = report.plan.unwrap();
-    assert_eq!((plan.counts.memberships.added, plan.actions.gaining.len()), (5, 1));
-    assert_eq!(remembered(&pool).await, digests(&[("a", 1), ("b", 1), ("c", 1), ("d", 2)]));
-    assert!(can(&pool, "bo").await && !can(&pool, "ada").await && !can(&pool, "cy").await);
-}
-
-#[tokio::test]
 async fn group_that_does_not_become_what_was_listed_is_not_remembered() {
     let (_database, pool) = database().await;
     execute(

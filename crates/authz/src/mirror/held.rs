@@ -90,10 +90,12 @@ impl Held {
             self.is_full = true;
             return Taken::Full;
         }
+        if !members.iter().all(|member| member.is_user()) {
+            return Taken::No;
+        }
         let mut numbers = Vec::with_capacity(members.len());
         for member in members.iter() {
-            let number = if member.is_user() { self.people.number(&member) } else { None };
-            let Some(number) = number else { return Taken::No };
+            let Some(number) = self.people.number(&member) else { return Taken::No };
             numbers.push(number << ROLE | code_of(member.role));
         }
         self.memberships += numbers.len();
@@ -121,6 +123,11 @@ impl Held {
         let fits = |member: &Membership| fit.get((member >> ROLE) as usize).copied().unwrap_or_default();
         let unfit = self.groups.iter().filter(|(group, members)| !(keeps(group) && members.iter().all(fits)));
         unfit.map(|(group, _)| group.clone()).collect()
+    }
+
+    /// Gives the memory back, when no group is held and none will be.
+    pub(super) fn forget_people(&mut self) {
+        self.people = People { hasher: self.people.hasher.clone(), ..People::default() };
     }
 
     pub(super) fn hasher(&self) -> &Hasher {

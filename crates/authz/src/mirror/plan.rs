@@ -57,7 +57,8 @@ struct Staging {
     listed_totals: Totals,
 }
 
-async fn has_grants(tx: &mut PgConnection) -> Result<bool, Error> {
+/// Whether anybody has been given any right.
+pub(super) async fn has_grants(tx: &mut PgConnection) -> Result<bool, Error> {
     Ok(sqlx::query_scalar!(
         r#"select exists (select from authz.user_actions) or exists (select from authz.group_actions) as "any!""#
     )
@@ -214,7 +215,9 @@ impl Run {
     /// From here on locks show that the run lives, so they must not outlive it: the server ends this session if nothing
     /// is heard of us for as long as a lease lasts (we are paused, or our machine is gone without a word).
     // INVARIANT: a run that was paused in its apply finds its transaction gone and writes nothing (held by the test
-    // `process_paused_in_the_apply_does_not_hold_up_the_next_run_and_writes_nothing`).
+    // `process_paused_in_the_apply_does_not_hold_up_the_next_run_and_writes_nothing`). Not so in the middle of a `COPY`, which
+    // there is only as long as nobody has any right (see `stage_strangers`): the next run then ends with `LeaseHeld`, until the
+    // process goes on or is gone.
     async fn prepare_session(&self, tx: &mut PgConnection) -> Result<(), Error> {
         let row = sqlx::query!(
             r#"

@@ -14,13 +14,14 @@ use super::copy_in::{CopyRows, send};
 use super::held::{Held, Taken};
 use super::known::{Hasher, KnownDigests, KnownUsers, load_digests, place};
 use super::members::StagedMembers;
+use super::plan::has_grants;
 use super::stage::{StagedGroup, storable};
 use super::users::StagedUsers;
 use crate::error::Error;
 
 /// So many members go to the database at once.
 pub(super) const AT_ONCE: usize = 8192;
-pub(super) const COPY: &str = "copy authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role) \
+const COPY: &str = "copy authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role) \
      from stdin (format binary)";
 /// So many members are compared with the mirror at once.
 const COMPARED_AT_ONCE: usize = 32_768;
@@ -173,6 +174,7 @@ impl Run {
                     if taken == Taken::Full {
                         let all = staging.held.groups().map(ToOwned::to_owned).collect();
                         self.release(&mut staging, all).await?;
+                        staging.held.forget_people();
                     }
                     Finished::Staged { digest, members: count }
                 }
@@ -197,7 +199,7 @@ impl Run {
             let mut staging = self.staging.lock().await;
             let spilled = staging.open.remove(group_external_id).is_some_and(|listing| listing.spilled > 0);
             let finished = staging.finished.remove(group_external_id);
-            if staging.held.remove(group_external_id) {
+            if staging.held.remove(group_external_id) && !spilled {
                 return Ok(());
             }
             if !spilled && !matches!(finished, Some(Finished::Staged { .. } | Finished::Compared { .. })) {
@@ -438,14 +440,17 @@ impl Run {
         Ok(())
     }
 
-    /// Stages the held groups that have members whom the directory does not list: what becomes of those is planned.
-    async fn stage_strangers(&self, staging: &mut Staging) -> Result<(), Error> {
+    /// Stages the held groups that have members whom the directory does not list: what becomes of those is planned. And all of
+    /// them where somebody has rights: the plan says who gains some, and what is held is copied inside a transaction that keeps
+    /// everybody's changes waiting, by a process that may be paused. Where nobody has rights yet, there is little to wait for.
+    pub(super) async fn stage_strangers(&self, staging: &mut Staging) -> Result<(), Error> {
         if staging.held.is_empty() {
             return Ok(());
         }
         self.known_users(staging).await?;
         let Staging { users: Some(users), held, .. } = staging else { return Ok(()) };
-        let strange = held.unfit(|_| true, |print| users.has_seen(print));
+        let has_grants = has_grants(&mut *self.pool.acquire().await?).await?;
+        let strange = held.unfit(|_| !has_grants, |print| users.has_seen(print));
         self.release(staging, strange).await
     }
 
@@ -480,7 +485,7 @@ impl Run {
 }
 
 /// Members of groups as rows of the staging table, in the form of a binary `COPY`.
-pub(super) fn copied(run_id: i64, listings: &[(String, StagedMembers)]) -> Vec<u8> {
+fn copied(run_id: i64, listings: &[(String, StagedMembers)]) -> Vec<u8> {
     let mut rows = CopyRows::new();
     for (group, members) in listings {
         let group = storable(group);
