@@ -156,6 +156,35 @@ async fn plan_tells_what_members_of_a_fresh_group_gain() {
     assert!(can(&pool, "ada").await && can(&pool, "bo").await && !can(&pool, "cy").await);
 }
 
+/// What is not staged is copied while the apply holds its locks, and a copy waits for a paused process without end.
+#[tokio::test]
+async fn members_of_a_fresh_group_are_staged_once_somebody_has_rights() {
+    let (_database, pool) = database().await;
+    execute(
+        &pool,
+        "create table staged (group_id text);
+         create function note_staged() returns trigger language plpgsql as $$
+         begin
+             insert into staged values (new.group_external_id);
+             return null;
+         end $$;
+         create trigger note after insert on authz.sync_stage_members for each row execute function note_staged();",
+    )
+    .await;
+    let staged = async || -> Vec<String> {
+        let groups = "select distinct group_id from staged order by 1";
+        sqlx::query_scalar(groups).fetch_all(&pool).await.unwrap()
+    };
+    // `a` has a group in it.
+    applied(&pool, &org()).await;
+    assert_eq!(staged().await, ["a"]);
+    grant_to_group(&pool, "b").await;
+    let grown = org().group("d", "d").member("d", "1").member("d", "3");
+    applied(&pool, &grown).await;
+    assert_eq!(staged().await, ["a", "d"]);
+    assert_eq!(remembered(&pool).await, digests(&[("a", 3), ("b", 1), ("c", 0), ("d", 2)]));
+}
+
 #[tokio::test]
 async fn group_that_does_not_become_what_was_listed_is_not_remembered() {
     let (_database, pool) = database().await;

@@ -157,7 +157,9 @@ impl Run {
                 members = 0;
             }
         }
-        self.stage_here(tx, &ready).await?;
+        if !ready.is_empty() {
+            self.stage_here(tx, &ready).await?;
+        }
         Ok(held.groups().map(ToOwned::to_owned).collect())
     }
 

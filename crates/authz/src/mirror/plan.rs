@@ -12,7 +12,7 @@ use super::{Interrupt, LEASE_TTL, Run, plan_memberships};
 use crate::begin::begin_alone;
 use crate::error::Error;
 
-/// From so many staged rows on, tables are joined as a whole.
+/// From so many rows on, staged or held, tables are joined as a whole.
 pub(super) const BULK: u64 = 10_000;
 
 /// What a sync is asked to do.
@@ -46,7 +46,7 @@ struct Staging {
     listed: bool,
     /// Some of them were compared with the mirror before they were staged.
     compared: bool,
-    /// Some of them are staged as a whole.
+    /// Some of them are staged or held as a whole.
     whole: bool,
     /// Groups whose members could not be listed.
     incomplete: bool,
@@ -216,7 +216,8 @@ impl Run {
     /// is heard of us for as long as a lease lasts (we are paused, or our machine is gone without a word).
     // INVARIANT: a run that was paused in its apply finds its transaction gone and writes nothing (held by the test
     // `process_paused_in_the_apply_does_not_hold_up_the_next_run_and_writes_nothing`). Not so in the middle of a `COPY`, which
-    // there is only as long as nobody has any right (see `stage_strangers`): the next run then ends with `LeaseHeld`, until the
+    // there is only as long as nobody has any right (held by
+    // `members_of_a_fresh_group_are_staged_once_somebody_has_rights`): the next run then ends with `LeaseHeld`, until the
     // process goes on or is gone.
     async fn prepare_session(&self, tx: &mut PgConnection) -> Result<(), Error> {
         let row = sqlx::query!(

@@ -59,7 +59,7 @@ impl Run {
     }
 }
 
-/// Writes down the digests of the groups that were staged, now that the mirror has what was listed. Comes after the last
+/// Writes down the digests of the groups that were staged or held (of those `members_same` says how many members they have), now that the mirror has what was listed. Comes after the last
 /// change of a membership, since each takes the digest of its group away.
 ///
 /// A group that has not become what was listed, for whatever reason, gets no digest: the next run stages it again.

@@ -93,7 +93,8 @@ impl Run {
     /// what came first counts.
     ///
     /// # Errors
-    /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
+    /// [`Error::Database`] if the database does not answer, [`Error::StagingLost`] if it did not when the mirror's users were read;
+    /// the run cannot be planned any more then.
     pub async fn stage_users(&self, users: StagedUsers) -> Result<(), Error> {
         self.step(async {
             let mut staging = self.staging.lock().await;

@@ -1,5 +1,6 @@
 //! Staging of members: a group whose listing has the digest of the last one is not staged at all, and of one that had
-//! another digest only what differs from the mirror.
+//! another digest only what differs from the mirror. One that had none is held in memory until it is known whether it has to
+//! be.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
