@@ -26,6 +26,7 @@ mod report;
 mod stage;
 mod stage_members;
 mod users;
+mod watch;
 
 pub use history::{Freshness, Holder, RunRecord, freshness, holder, missing_privileges, runs};
 pub use lease::{Failure, HEARTBEAT_EVERY, Interrupt, LEASE_TTL, Run, record_failure};

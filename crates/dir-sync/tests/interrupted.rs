@@ -182,6 +182,43 @@ async fn process_paused_in_the_crawl_wakes_up_without_its_lease_and_writes_nothi
     assert_cleared(&pool, paused_id).await;
 }
 
+/// There the server waits for its client without end, with all locks.
+#[tokio::test]
+async fn process_paused_in_a_copy_does_not_hold_up_the_next_run_and_writes_nothing() {
+    let (database, pool) = database().await;
+    let (_folder, path) = org(false).write();
+    // A default is worked out before the server asks for the first row.
+    execute(
+        &pool,
+        "create function wait() returns boolean immutable language plpgsql as $$
+         begin
+             perform pg_advisory_xact_lock_shared(1);
+             return true;
+         end $$;
+         alter table authz.group_users add waited boolean default wait();",
+    )
+    .await;
+    let mut locker = pool.begin().await.unwrap();
+    sqlx::query("select pg_advisory_xact_lock(1)").execute(&mut *locker).await.unwrap();
+    let paused = Program::job("run", database.url()).file(&path).spawn();
+    until("the copy waits", async || waits_for_lock(&pool, "copy authz.group_users").await).await;
+    let paused_id = newest_run(&pool).await.0;
+    paused.signal(Signal::STOP);
+    locker.rollback().await.unwrap();
+    let mut next = Program::job("run", database.url()).file(&path).output().await;
+    while next.code == 5 {
+        next = Program::job("run", database.url()).file(&path).output().await; // as the next ones of a CronJob
+    }
+    assert_eq!(next.code, 0, "{next:?}");
+    let after = written_rows(&pool).await;
+    paused.signal(Signal::CONT);
+    let outcome = paused.output().await;
+    assert_eq!((outcome.code, outcome.status().as_str()), (5, "failed"), "{outcome:?}");
+    assert!(outcome.error().contains("lost its lease"), "{outcome:?}");
+    assert_eq!(written_rows(&pool).await, after);
+    assert_eq!(run_status(&pool, paused_id).await, "abandoned");
+}
+
 #[tokio::test]
 async fn process_paused_in_the_apply_does_not_hold_up_the_next_run_and_writes_nothing() {
     let (database, pool) = database().await;

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::plan_summary::count;
 use super::report::{Plan, Totals};
+use super::watch::Watch;
 use super::{Interrupt, LEASE_TTL, Run, plan_memberships};
 use crate::begin::begin_alone;
 use crate::error::Error;
@@ -33,8 +34,18 @@ pub struct PlanOptions {
 pub struct Planned {
     pub(super) run: Run,
     pub(super) tx: Transaction<'static, Postgres>,
+    /// Of the session that has the transaction, for as long as it may.
+    #[expect(dead_code, reason = "it is there to be dropped")]
+    watch: Option<Watch>,
     pub(super) options: PlanOptions,
     pub(super) plan: Plan,
+}
+
+/// A transaction with a plan made in it.
+struct Made {
+    tx: Transaction<'static, Postgres>,
+    watch: Option<Watch>,
+    plan: Plan,
 }
 
 /// What there is to compare.
@@ -96,12 +107,12 @@ impl Run {
     /// run was to be planned before, [`Error::Database`].
     pub async fn plan(self, options: PlanOptions) -> Result<Planned, (Self, Error)> {
         match self.make(&options).await {
-            Ok((tx, plan)) => Ok(Planned { run: self, tx, options, plan }),
+            Ok(Made { tx, watch, plan }) => Ok(Planned { run: self, tx, watch, options, plan }),
             Err(error) => Err((self, error)),
         }
     }
 
-    async fn make(&self, options: &PlanOptions) -> Result<(Transaction<'static, Postgres>, Plan), Error> {
+    async fn make(&self, options: &PlanOptions) -> Result<Made, Error> {
         if let (Some(known), Some(found)) = (&self.customer_id, &options.customer_id)
             && known != found
         {
@@ -118,7 +129,8 @@ impl Run {
         }
         // It is copied on, and that must come to its end.
         let mut tx = begin_alone(&self.pool).await?;
-        self.prepare_session(&mut tx).await?;
+        let backend = self.prepare_session(&mut tx).await?;
+        let watch = if Watch::fits(&self.pool) { Some(Watch::begin(&self.pool, backend).await?) } else { None };
         self.hold_lease(&mut tx).await?;
         self.heartbeat.abort(); // from here on the lock is the sign of life
         // INVARIANT: nobody else's change comes between the look at the mirror and the change of it, another
@@ -143,7 +155,7 @@ impl Run {
         if !plan.is_empty() && has_grants {
             plan.actions = self.action_changes(&mut tx).await?;
         }
-        Ok((tx, plan))
+        Ok(Made { tx, watch, plan })
     }
 
     /// Fills the tables of the plan, and reads it. A step that has nothing to look at is left out: where all is as it was,
@@ -213,13 +225,12 @@ impl Run {
     }
 
     /// From here on locks show that the run lives, so they must not outlive it: the server ends this session if nothing
-    /// is heard of us for as long as a lease lasts (we are paused, or our machine is gone without a word).
+    /// is heard of us for as long as a lease lasts (we are paused, or our machine is gone without a word). Gives the session's
+    /// number.
     // INVARIANT: a run that was paused in its apply finds its transaction gone and writes nothing (held by the test
-    // `process_paused_in_the_apply_does_not_hold_up_the_next_run_and_writes_nothing`). Not so in the middle of a `COPY`, which
-    // there is only as long as nobody has any right (held by
-    // `members_of_a_fresh_group_are_staged_once_somebody_has_rights`): the next run then ends with `LeaseHeld`, until the
-    // process goes on or is gone.
-    async fn prepare_session(&self, tx: &mut PgConnection) -> Result<(), Error> {
+    // `process_paused_in_the_apply_does_not_hold_up_the_next_run_and_writes_nothing`). In the middle of a `COPY`, where this
+    // does nothing, by the [`Watch`] (held by `process_paused_in_a_copy_does_not_hold_up_the_next_run_and_writes_nothing`).
+    async fn prepare_session(&self, tx: &mut PgConnection) -> Result<i32, Error> {
         let row = sqlx::query!(
             r#"
             select pg_backend_pid() as "backend!",
@@ -252,7 +263,7 @@ impl Run {
             }
             Err(error) => return Err(error.into()),
         }
-        Ok(())
+        Ok(row.backend)
     }
 
     /// The fencing check.
