@@ -5,7 +5,7 @@
 -- Ends a session that waits for its client, and gets on with nothing meanwhile, for so long. Returns true then, and false once
 -- the transaction is over that the session is in when this is called. Whoever calls it has to be of the role that the session
 -- logged in as, or of one that may see and end it (`pg_read_all_stats` and `pg_signal_backend`).
-create function authz.watch_session(watched integer, silence interval) returns boolean
+create or replace function authz.watch_session(watched integer, silence interval) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
     began  timestamptz;

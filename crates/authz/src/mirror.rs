@@ -1,8 +1,8 @@
 //! The write side of a directory sync: lease, staging, plan and apply. `dir-sync` drives it; a service that
 //! only asks questions never needs it.
 //!
-//! The order is [`Run::begin`] (takes the lease), `stage_*` (what the source lists), [`Run::missing`] (what to list once
-//! more before it is taken for gone), [`Run::plan`] (what would change), then [`Planned::apply`] or [`Planned::discard`], and [`Run::fail`] for everything that goes wrong.
+//! The order is [`Run::begin`] (takes the lease), `stage_*` (what the source lists), [`Run::missing`] and
+//! [`Run::missing_members`] (what to list once more before it is taken for gone), [`Run::plan`] (what would change), then [`Planned::apply`] or [`Planned::discard`], and [`Run::fail`] for everything that goes wrong.
 
 mod apply;
 mod beside;
@@ -23,6 +23,7 @@ mod plan_users;
 mod plan_withhold;
 mod remember;
 mod report;
+mod second_look;
 mod stage;
 mod stage_members;
 mod users;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use futures_util::stream::{self, Stream, StreamExt};
 use tokio::sync::{Semaphore, mpsc, watch};
 
-pub use self::again::crawl_again;
+pub use self::again::{crawl_again, crawl_members_again};
 use self::walk::{Groups, MembersOf, Step, Stop, Users, Walk};
 use crate::filter::GroupFilter;
 use crate::source::{Group, Member, MemberKind, Source, SourceError, User, error_chain};
@@ -58,6 +58,13 @@ pub enum Batch {
     Listed {
         /// The group.
         group_id: String,
+    },
+    /// Members that a second listing of the group shows: whoever the first one missed stays.
+    MembersAgain {
+        /// The group.
+        group_id: String,
+        /// Some of its direct members.
+        members: Vec<Member>,
     },
     /// That listing starts again: forget what was sent for it.
     Restart(Listing),
@@ -110,6 +117,8 @@ pub struct Crawl {
     pub vanished: Vec<String>,
     /// Ids of all groups that were listed, the vanished ones included.
     pub listed: HashSet<String>,
+    /// Groups whose members came on several pages, which are not of one moment.
+    pub paged: Vec<Group>,
     /// Members of types not known here, by type; they were sent all the same.
     pub unknown_member_types: BTreeMap<String, u64>,
     /// API calls that were sent.
@@ -192,6 +201,7 @@ pub async fn crawl<P: From<Batch> + Send>(
         }
     }
     vanished.sort_unstable();
+    tally.paged.retain(|group| groups.listed.contains(&group.id));
     tally.incomplete.sort_unstable_by(|a, b| a.group_email.cmp(&b.group_email));
     let vanished_of_listed = vanished.iter().filter(|id| groups.listed.contains(*id)).count();
     let groups_left = groups.listed.len() - vanished_of_listed;
@@ -204,6 +214,7 @@ pub async fn crawl<P: From<Batch> + Send>(
         incomplete: tally.incomplete,
         vanished,
         listed: groups.listed,
+        paged: tally.paged,
         unknown_member_types: tally.unknown_member_types,
         calls: source.calls().saturating_sub(calls_before),
         customer_id: source.customer_id(),
@@ -231,6 +242,8 @@ struct Tally {
     vanished: Vec<Group>,
     /// Groups with everyone of some customer among their members.
     of_everyone: Vec<Group>,
+    /// Groups whose members came on several pages.
+    paged: Vec<Group>,
 }
 
 impl Tally {
@@ -242,6 +255,7 @@ impl Tally {
         self.incomplete.extend(other.incomplete);
         self.vanished.extend(other.vanished);
         self.of_everyone.extend(other.of_everyone);
+        self.paged.extend(other.paged);
     }
 }
 
@@ -428,9 +442,11 @@ impl<'a, P: From<Batch> + Send> Run<'a, P> {
     async fn list_members(&self, group: &Group) -> Result<Tally, MembersStop> {
         let mut walk = Walk::new(&self.permits, MembersOf(self.source, group));
         let mut tally = Tally::default();
+        let mut pages = 0_u64;
         loop {
             match walk.next().await.map_err(MembersStop::Listing)? {
                 Step::Page(members) => {
+                    pages += 1;
                     tally.memberships += u64::try_from(members.len()).unwrap_or(u64::MAX);
                     if tally.of_everyone.is_empty() && members.iter().any(|m| m.kind == MemberKind::Customer)
                     {
@@ -447,11 +463,14 @@ impl<'a, P: From<Batch> + Send> Run<'a, P> {
                     }
                 }
                 Step::Restarted => {
-                    tally = Tally::default();
+                    (tally, pages) = (Tally::default(), 0);
                     let restart = Batch::Restart(Listing::Members { group_id: group.id.clone() });
                     self.send(restart).await.map_err(MembersStop::Send)?;
                 }
                 Step::Done => {
+                    if pages > 1 {
+                        tally.paged.push(group.clone());
+                    }
                     let listed = Batch::Listed { group_id: group.id.clone() };
                     self.send(listed).await.map_err(MembersStop::Send)?;
                     return Ok(tally);

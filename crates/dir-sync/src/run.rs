@@ -1,5 +1,6 @@
 //! One run: crawl, stage, plan, guard, apply, report, in this order.
 
+use std::collections::HashSet;
 use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use sqlx::PgPool;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
-use crate::crawl::{Crawl, CrawlError, CrawlOptions, Progress, crawl, crawl_again};
+use crate::crawl::{Crawl, CrawlError, CrawlOptions, Progress, crawl, crawl_again, crawl_members_again};
 use crate::filter::GroupFilter;
 use crate::guard::{Limits, admit};
 use crate::report::{Report, Status};
@@ -341,10 +342,27 @@ impl DirectorySync {
             met.foreign_everyone += more.foreign_everyone;
             crawled
         };
+        let crawled =
+            if self.options.no_remove { crawled } else { self.look_for_members(run, crawled).await? };
         run.forget_groups(&crawled.vanished).await?;
         let incomplete: Vec<_> = crawled.incomplete.iter().map(|i| i.group_id.clone()).collect();
         run.mark_incomplete(&incomplete).await?;
         Ok((crawled, met))
+    }
+
+    /// The same for the members of groups that were listed on several pages.
+    // INVARIANT: nobody loses a membership whom one of two listings shows (held by
+    // `member_who_moves_between_two_pages_stays`).
+    async fn look_for_members(&self, run: &Run, crawled: Crawl) -> Result<Crawl, RunError> {
+        let paged: Vec<_> = crawled.paged.iter().map(|group| group.id.clone()).collect();
+        let missing: HashSet<_> = run.missing_members(&paged).await?.into_iter().collect();
+        if missing.is_empty() {
+            return Ok(crawled);
+        }
+        let groups = crawled.paged.iter().filter(|group| missing.contains(&group.id)).cloned().collect();
+        let (source, options) = (Arc::clone(&self.source), self.crawl_options());
+        let reading = |pages| crawl_members_again(source, options, groups, crawled, pages);
+        Ok(self.stage_while(run, reading).await?.0)
     }
 
     fn crawl_options(&self) -> CrawlOptions {

@@ -31,6 +31,12 @@ pub(crate) enum Page {
     Listed {
         group_id: String,
     },
+    /// Members that a second listing shows, and the customers whose everyone is one.
+    MembersAgain {
+        group_id: String,
+        members: StagedMembers,
+        everyone_of: Vec<String>,
+    },
     Restart(Listing),
 }
 
@@ -40,18 +46,24 @@ impl From<Batch> for Page {
             Batch::Users(users) => Self::Users(users.into_iter().map(user).collect()),
             Batch::Groups(groups) => Self::Groups(groups.into_iter().map(group).collect()),
             Batch::Members { group_id, members } => {
-                let everyone = members.iter().filter(|member| member.kind == MemberKind::Customer);
-                let everyone_of = everyone.map(|member| member.id.clone()).collect();
-                Self::Members {
-                    group_id,
-                    members: members.into_iter().filter_map(member).collect(),
-                    everyone_of,
-                }
+                let (members, everyone_of) = packed(members);
+                Self::Members { group_id, members, everyone_of }
+            }
+            Batch::MembersAgain { group_id, members } => {
+                let (members, everyone_of) = packed(members);
+                Self::MembersAgain { group_id, members, everyone_of }
             }
             Batch::Listed { group_id } => Self::Listed { group_id },
             Batch::Restart(listing) => Self::Restart(listing),
         }
     }
+}
+
+/// Members as they are staged, and the customers whose everyone is one.
+fn packed(members: Vec<Member>) -> (StagedMembers, Vec<String>) {
+    let everyone = members.iter().filter(|member| member.kind == MemberKind::Customer);
+    let everyone_of = everyone.map(|member| member.id.clone()).collect();
+    (members.into_iter().filter_map(member).collect(), everyone_of)
 }
 
 /// Takes pages until the crawl ends, and stages them.
@@ -80,6 +92,14 @@ pub(crate) async fn stage(
                 Some(waiting) => waiting.listed = true,
                 None => run.finish_members(&group_id, include_external).await?,
             },
+            Page::MembersAgain { group_id, members, everyone_of } => {
+                run.keep_members(&group_id, members).await?;
+                // Known by now, if at all.
+                if customer_id().is_some_and(|ours| everyone_of.contains(&ours)) {
+                    let everyone = StagedMembers::from_iter([StagedMember::Everyone]);
+                    run.keep_members(&group_id, everyone).await?;
+                }
+            }
             Page::Restart(Listing::Users) => run.restart_users().await?,
             Page::Restart(Listing::Groups) => run.restart_groups().await?,
             Page::Restart(Listing::Members { group_id }) => {

@@ -177,6 +177,8 @@ impl Mirror {
             Batch::Listed { group_id } => {
                 self.members.entry(group_id).or_default();
             }
+            // Only of a second look, which a crawl is not.
+            Batch::MembersAgain { group_id, .. } => assert_eq!(group_id, "listed once"),
             Batch::Restart(Listing::Users) => self.users.clear(),
             Batch::Restart(Listing::Groups) => self.groups.clear(),
             Batch::Restart(Listing::Members { group_id }) => {

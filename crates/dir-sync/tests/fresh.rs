@@ -7,6 +7,7 @@ mod support;
 use dir_sync::{Options, Status};
 use serde_json::json;
 use sqlx::PgPool;
+use sqlx::postgres::PgPoolOptions;
 
 use self::support::*;
 
@@ -156,12 +157,10 @@ async fn plan_tells_what_members_of_a_fresh_group_gain() {
     assert!(can(&pool, "ada").await && can(&pool, "bo").await && !can(&pool, "cy").await);
 }
 
-/// What is not staged is copied while the apply holds its locks, and a copy waits for a paused process without end.
-#[tokio::test]
-async fn members_of_a_fresh_group_are_staged_once_somebody_has_rights() {
-    let (_database, pool) = database().await;
+/// Has the groups noted of which members go to the staging table.
+async fn watch_staging(pool: &PgPool) {
     execute(
-        &pool,
+        pool,
         "create table staged (group_id text);
          create function note_staged() returns trigger language plpgsql as $$
          begin
@@ -171,18 +170,76 @@ async fn members_of_a_fresh_group_are_staged_once_somebody_has_rights() {
          create trigger note after insert on authz.sync_stage_members for each row execute function note_staged();",
     )
     .await;
-    let staged = async || -> Vec<String> {
-        let groups = "select distinct group_id from staged order by 1";
-        sqlx::query_scalar(groups).fetch_all(&pool).await.unwrap()
-    };
-    // `a` has a group in it.
-    applied(&pool, &org()).await;
-    assert_eq!(staged().await, ["a"]);
+}
+
+async fn staged(pool: &PgPool) -> Vec<String> {
+    let groups = "select distinct group_id from staged order by 1";
+    sqlx::query_scalar(groups).fetch_all(pool).await.unwrap()
+}
+
+#[tokio::test]
+async fn members_of_a_fresh_group_are_staged_only_if_rights_come_through_it() {
+    let (_database, pool) = database().await;
+    let empty = Org::new("C1").user("1", "ada").user("2", "bo").user("3", "cy").group("b", "b");
+    applied(&pool, &empty).await;
     grant_to_group(&pool, "b").await;
-    let grown = org().group("d", "d").member("d", "1").member("d", "3");
-    applied(&pool, &grown).await;
-    assert_eq!(staged().await, ["a", "d"]);
-    assert_eq!(remembered(&pool).await, digests(&[("a", 3), ("b", 1), ("c", 0), ("d", 2)]));
+    watch_staging(&pool).await;
+    // `c` is in `a`, which is in `b`; nobody has a right through `d`.
+    let grown = empty.group("a", "a").group("c", "c").group("d", "d").nested("b", "a").nested("a", "c");
+    let grown = grown.member("c", "2").member("d", "1").member("d", "3");
+    let report = applied(&pool, &grown).await;
+    assert_eq!(staged(&pool).await, ["a", "b", "c"]);
+    let plan = report.plan.unwrap();
+    assert_eq!((plan.counts.memberships.added, plan.actions.gaining.len()), (5, 1));
+    assert_eq!(remembered(&pool).await, digests(&[("a", 1), ("b", 1), ("c", 1), ("d", 2)]));
+    assert!(can(&pool, "bo").await && !can(&pool, "ada").await && !can(&pool, "cy").await);
+}
+
+/// Rights that come to a group after its listing ended, and through names that only the plan knows.
+#[tokio::test]
+async fn rights_that_come_meanwhile_are_told_of_a_fresh_group() {
+    let (_database, pool) = database().await;
+    execute(&pool, "insert into authz.groups (group_name) values ('b@example.com')").await;
+    grant_to_group(&pool, "b").await;
+    watch_staging(&pool).await;
+    let org =
+        Org::new("C1").user("1", "ada").user("2", "bo").group("a", "a").group("b", "b").member("b", "1");
+    let org = org.member("a", "2");
+    let adopting = Options { adopt_local: true, ..Options::default() };
+    let report = sync_with(&pool, MAIN, &org, adopting).await;
+    assert_eq!(report.status, Status::Applied, "{report}");
+    assert_eq!(staged(&pool).await, ["b"]);
+    let gaining: Vec<_> =
+        report.plan.unwrap().actions.gaining.into_iter().map(|change| change.user).collect();
+    assert_eq!(gaining, ["ada@example.com"]);
+    assert_eq!(remembered(&pool).await, digests(&[("a", 1), ("b", 1)]));
+}
+
+#[tokio::test]
+async fn few_members_are_staged() {
+    let (_database, pool) = database().await;
+    let org = (0..24).fold(Org::new("C1"), |org, n| org.user(&n.to_string(), &format!("u{n}")));
+    applied(&pool, &org).await;
+    watch_staging(&pool).await;
+    let org = org.group("a", "a").member("a", "1").member("a", "2");
+    applied(&pool, &org).await;
+    assert_eq!(staged(&pool).await, ["a"]);
+    let org = ["1", "2", "3"].iter().fold(org.group("b", "b"), |org, user| org.member("b", user));
+    applied(&pool, &org).await;
+    assert_eq!(staged(&pool).await, ["a"]);
+    assert_eq!(remembered(&pool).await, digests(&[("a", 2), ("b", 3)]));
+}
+
+/// It could not watch over the session that copies.
+#[tokio::test]
+async fn pool_of_one_session_stages_all() {
+    let (database, pool) = database().await;
+    watch_staging(&pool).await;
+    let one = PgPoolOptions::new().max_connections(1).connect(database.url()).await.unwrap();
+    let report = sync(&one, MAIN, &org()).await;
+    assert_eq!(report.status, Status::Applied, "{report}");
+    assert_eq!(staged(&pool).await, ["a", "b"]);
+    assert_eq!(remembered(&pool).await, digests(&[("a", 3), ("b", 1), ("c", 0)]));
 }
 
 #[tokio::test]

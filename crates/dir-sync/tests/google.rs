@@ -90,7 +90,7 @@ async fn crawled(source: Arc<dyn Source>) -> (Result<Crawl, CrawlError>, Held) {
             Batch::Listed { group_id } => {
                 held.members.entry(group_id).or_default();
             }
-            Batch::Restart(_) => {}
+            Batch::MembersAgain { .. } | Batch::Restart(_) => {}
         }
     }
     (crawl.await.unwrap(), held)

@@ -139,3 +139,111 @@ async fn group_that_only_the_second_look_finds_is_mirrored_whole() {
     assert_eq!((report.counts.groups.removed, report.counts.groups.added), (1, 1), "{report}");
     assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&after.json(), false));
 }
+
+/// A group of as many members as fill three pages, in this order, with a nested one at the end.
+fn one_group(members: impl IntoIterator<Item = usize>) -> Org {
+    let mut org = Org::new("C1").group("g", "ops").group("h", "staff");
+    for n in 0..450 {
+        let user = format!("u{n:03}");
+        org = org.user(&user, &user);
+    }
+    members.into_iter().fold(org, |org, n| match n {
+        450 => org.nested("g", "h"),
+        n => org.member("g", &format!("u{n:03}")),
+    })
+}
+
+async fn memberships_of(pool: &sqlx::PgPool, user: &str) -> i64 {
+    sqlx::query_scalar("select count(*) from authz.group_users m join authz.users u using (user_id) where u.external_id = $1")
+        .bind(user)
+        .fetch_one(pool)
+        .await
+        .unwrap()
+}
+
+/// With the digest of the listing before, without one since somebody has changed the group by hand, and a nested group.
+#[tokio::test]
+async fn member_who_moves_between_two_pages_stays() {
+    for (moved, by_hand) in [(449, false), (449, true), (450, false), (450, true)] {
+        let (_database, pool) = database().await;
+        let org = one_group(0..=450);
+        applied(&pool, &org).await;
+        if by_hand {
+            execute(&pool, "delete from authz.group_users where user_id = (select user_id from authz.users where external_id = 'u007')").await;
+        }
+        let workspace = workspace(org.directory()).await;
+        // Before its second page is read, who would be on the third is on the first.
+        let after = one_group(std::iter::once(moved).chain((0..=450).filter(|n| *n != moved && *n != 9)));
+        let change = Effect::ReplaceDirectory(Arc::new(after.directory()));
+        workspace.emulator.add_fault(Fault::new(Target::members_of("g"), change).on_call(2));
+        let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
+        assert_eq!(report.counts.memberships.removed, 0, "{moved} {by_hand}: {report}");
+        let calls = 1 + 1 + (3 + 1) + 3;
+        assert_eq!(
+            workspace.emulator.call_count(),
+            calls,
+            "the members of the group once more, and nothing else"
+        );
+        // What was gone in between goes with the next run, and then all is as it was.
+        let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
+        assert_eq!((report.status, report.counts.memberships.removed), (Status::Applied, 1), "{report}");
+        assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&after.json(), false));
+        let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
+        assert_eq!((report.status, report.api_calls), (Status::Unchanged, 1 + 1 + 3 + 1), "{report}");
+    }
+}
+
+/// Its digest is that of the listing that missed somebody, and not of what the mirror has.
+#[tokio::test]
+async fn member_whom_a_listing_missed_goes_when_the_next_one_is_like_it() {
+    for changed in [false, true] {
+        let (_database, pool) = database().await;
+        let org = one_group(0..450);
+        applied(&pool, &org).await;
+        let workspace = workspace(org.directory()).await;
+        // Somebody else may come meanwhile.
+        let rest = if changed { 0..=450 } else { 0..=448 };
+        let moved = one_group(std::iter::once(449).chain(rest.filter(|n| *n != 449)));
+        let change = Effect::ReplaceDirectory(Arc::new(moved.directory()));
+        workspace.emulator.add_fault(Fault::new(Target::members_of("g"), change).on_call(2));
+        run(&pool, MAIN, workspace.source().await, unlimited()).await;
+        assert_eq!(memberships_of(&pool, "u449").await, 1);
+        let left = moved.without_member("g", "u449");
+        workspace.emulator.replace_directory(left.directory());
+        let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
+        assert_eq!((report.status, report.counts.memberships.removed), (Status::Applied, 1), "{report}");
+        assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&left.json(), false));
+    }
+}
+
+#[tokio::test]
+async fn second_look_at_members_that_fails_removes_nobody_from_that_group() {
+    let (_database, pool) = database().await;
+    let org = one_group(0..450).member("h", "u001").member("h", "u002");
+    applied(&pool, &org).await;
+    let after = org.clone().without_member("g", "u449").without_member("h", "u001");
+    let workspace = workspace(after.directory()).await;
+    let fault = Fault::new(Target::members_of("g"), Effect::status(400, "badRequest")).from_call(4);
+    workspace.emulator.add_fault(fault);
+    let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
+    assert_eq!((report.status, report.incomplete.len()), (Status::Partial, 1), "{report}");
+    assert_eq!((memberships_of(&pool, "u449").await, memberships_of(&pool, "u001").await), (1, 1));
+    workspace.emulator.clear_faults();
+    let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
+    assert_eq!(report.status, Status::Applied, "{report}");
+    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&after.json(), false));
+}
+
+/// Whoever left the directory is in no group of it, and a group of one page is of one moment.
+#[tokio::test]
+async fn members_are_listed_again_only_where_one_page_may_have_missed_them() {
+    let (_database, pool) = database().await;
+    let org = one_group(0..450).member("h", "u001").member("h", "u002");
+    applied(&pool, &org).await;
+    let after = org.clone().without_user("u440").without_member("h", "u001");
+    let workspace = workspace(after.directory()).await;
+    let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
+    assert_eq!(report.status, Status::Applied, "{report}");
+    assert_eq!(report.api_calls, 1 + 1 + (3 + 1) + 1, "the users once more");
+    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&after.json(), false));
+}

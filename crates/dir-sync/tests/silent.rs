@@ -45,7 +45,9 @@ async fn assert_goes_on(pool: &PgPool, applied: bool) {
 
 #[tokio::test]
 async fn signal_ends_a_run_whose_database_is_silent() {
-    join_all(WAITS.map(async |(lock, statement, applying)| {
+    // To drop one, PostgreSQL waits for all sessions of the server, and one that copies for a silent client does not answer: none
+    // is dropped before all have ended.
+    let databases = join_all(WAITS.map(async |(lock, statement, applying)| {
         let (database, pool) = database().await;
         assert_eq!(sync(&pool, MAIN, &org(false)).await.exit_code(), 0);
         let proxy = Proxy::start(&database).await;
@@ -68,13 +70,16 @@ async fn signal_ends_a_run_whose_database_is_silent() {
         drop(proxy);
         locker.rollback().await.unwrap();
         assert_goes_on(&pool, false).await;
+        database
     }))
     .await;
+    drop(databases);
 }
 
 #[tokio::test]
 async fn deadline_ends_a_run_whose_database_is_silent() {
-    join_all(WAITS.map(async |(lock, statement, applying)| {
+    // As above.
+    let databases = join_all(WAITS.map(async |(lock, statement, applying)| {
         let (database, pool) = database().await;
         assert_eq!(sync(&pool, MAIN, &org(false)).await.exit_code(), 0);
         let mut locker = pool.begin().await.unwrap();
@@ -104,8 +109,10 @@ async fn deadline_ends_a_run_whose_database_is_silent() {
         let error = report.error.unwrap();
         assert!(error.contains("--deadline") && says_what_is_known(&error, applying), "{statement}: {error}");
         locker.rollback().await.unwrap();
+        database
     }))
     .await;
+    drop(databases);
 }
 
 #[tokio::test]

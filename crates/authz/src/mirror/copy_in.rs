@@ -1,6 +1,6 @@
 //! Rows written by a binary `COPY … FROM STDIN`.
 
-use sqlx::PgPool;
+use sqlx::{PgConnection, PgPool};
 
 use crate::error::Error;
 use crate::lent::Lent;
@@ -53,9 +53,19 @@ impl CopyRows {
 /// Sends rows to a table, on a connection of its own. Says how many there were.
 pub(super) async fn send(pool: PgPool, statement: &'static str, rows: Vec<u8>) -> Result<u64, Error> {
     let mut connection = Lent::from(&pool).await?;
-    let mut copy = connection.copy_in_raw(statement).await?;
-    copy.send(rows).await?;
-    let rows = copy.finish().await?;
+    let rows = copy_in(&mut connection, statement, rows).await?;
     connection.give_back();
     Ok(rows)
+}
+
+/// The same on a connection that goes back to no pool if this does not come to its end. Where it holds locks, it has to be
+/// [watched](super::watch).
+pub(super) async fn copy_in(
+    connection: &mut PgConnection,
+    statement: &'static str,
+    rows: Vec<u8>,
+) -> Result<u64, Error> {
+    let mut copy = connection.copy_in_raw(statement).await?;
+    copy.send(rows).await?;
+    Ok(copy.finish().await?)
 }

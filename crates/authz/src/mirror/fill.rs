@@ -9,12 +9,11 @@ use hashbrown::HashTable;
 use sqlx::PgConnection;
 
 use super::Run;
-use super::copy_in::CopyRows;
+use super::copy_in::{CopyRows, copy_in};
 use super::held::Held;
 use super::known::{Hasher, place};
 use super::members::StagedMembers;
-use super::stage::storable;
-use super::stage_members::AT_ONCE;
+use super::stage_members::{AT_ONCE, COPY, copied};
 use crate::error::Error;
 use crate::snapshot::copy::{Field, Rows};
 
@@ -125,9 +124,10 @@ impl Run {
         Ok(())
     }
 
-    /// Stages what is held and has to be looked at: all of it if somebody has been given rights since the listing ended, so
-    /// that the plan can say who gains them, else the groups that are no candidates, or have a member who will not be the
-    /// directory's own. Gives the others.
+    /// Stages what is held and has to be looked at: the groups that are no candidates, that have a member who will not be the
+    /// directory's own, or that rights come through, so that the plan can say who gains them. Gives the others.
+    ///
+    /// Most of those were staged before the plan began; these are what has become so meanwhile, and what only the plan tells.
     async fn settle_held(
         &self,
         tx: &mut PgConnection,
@@ -139,19 +139,21 @@ impl Run {
         if held.is_empty() {
             return Ok(HashSet::new());
         }
-        let out = if has_grants {
-            held.groups().map(ToOwned::to_owned).collect()
-        } else {
-            let candidates: HashSet<&str> = candidates.iter().map(String::as_str).collect();
-            let own = self.own_users(tx, held.hasher()).await?;
-            let is_own = |print| own.find(place(print), |known| *known == print).is_some();
-            held.unfit(|group| candidates.contains(group), is_own)
-        };
+        let mut kept: HashSet<&str> = candidates.iter().map(String::as_str).collect();
+        if has_grants {
+            for group in self.reached_groups(tx).await? {
+                kept.remove(group.as_str());
+            }
+        }
+        let own = self.own_users(tx, held.hasher()).await?;
+        let is_own = |print| own.find(place(print), |known| *known == print).is_some();
+        let out = held.unfit(|group| kept.contains(group), is_own);
+        drop((kept, own));
         let (mut ready, mut members) = (Vec::new(), 0);
-        for group in out {
-            let Some(taken) = held.take_out(&group) else { continue };
+        for group in &out {
+            let Some(taken) = held.take_out(group) else { continue };
             members += taken.len();
-            ready.push((group, taken));
+            ready.push((group.clone(), taken));
             if members >= AT_ONCE {
                 self.stage_here(tx, &std::mem::take(&mut ready)).await?;
                 members = 0;
@@ -160,40 +162,57 @@ impl Run {
         if !ready.is_empty() {
             self.stage_here(tx, &ready).await?;
         }
+        if !out.is_empty() {
+            sqlx::query!("select authz.analyze_staging()").fetch_one(&mut *tx).await?;
+        }
         Ok(held.groups().map(ToOwned::to_owned).collect())
     }
 
-    /// Stages members inside the transaction of the plan, which holds locks: not by a `COPY`, in the middle of which the server
-    /// waits for a process that is paused for as long as that is.
+    /// The groups of the directory that a grant reaches, or would with all staged edges and before any is taken away. As long as
+    /// nothing is planned: by the names that the mirror has now.
+    pub(super) async fn reached_groups(&self, connection: &mut PgConnection) -> Result<Vec<String>, Error> {
+        Ok(sqlx::query_scalar!(
+            r#"
+            with recursive
+            node as materialized (
+                -- Under the id by which the plan names it, or one that no directory gives.
+                select g.group_id,
+                       coalesce(p.external_id, case when g.directory_id = $2 then g.external_id end, E'\x01' || g.group_id) as name
+                from authz.groups g
+                left join authz.sync_plan_groups p on p.run_id = $1 and p.group_id = g.group_id
+            ),
+            edge as materialized (
+                select a.name as parent, c.name as child
+                from authz.group_groups e
+                join node a on a.group_id = e.parent_group_id
+                join node c on c.group_id = e.child_group_id
+                union
+                select m.group_external_id, m.member_external_id
+                from authz.sync_stage_members m
+                where m.run_id = $1 and m.kind = 'group'
+            ),
+            reached as (
+                select n.name from node n where n.group_id in (select ga.group_id from authz.group_actions ga)
+                union
+                select e.child from reached r join edge e on e.parent = r.name
+            )
+            select name as "name!" from reached
+            "#,
+            self.run_id,
+            self.directory_id,
+        )
+        .fetch_all(connection)
+        .await?)
+    }
+
+    /// Stages members inside the transaction of the plan.
     async fn stage_here(
         &self,
         tx: &mut PgConnection,
         groups: &[(String, StagedMembers)],
     ) -> Result<(), Error> {
-        let [mut names, mut ids, mut roles] = [const { Vec::new() }; 3];
-        let mut addresses: Vec<Option<String>> = Vec::new();
-        for (group, members) in groups {
-            for member in members.iter() {
-                names.push(storable(group));
-                ids.push(member.id.to_owned());
-                addresses.push(member.name.map(ToOwned::to_owned));
-                roles.push(member.role.as_str().to_owned());
-            }
-        }
-        let done = sqlx::query!(
-            r#"
-            insert into authz.sync_stage_members (run_id, kind, group_external_id, member_external_id, member_name, role)
-            select $1, 'user', v.* from unnest($2::text[], $3::text[], $4::text[], $5::text[]) as v
-            "#,
-            self.run_id,
-            &names,
-            &ids,
-            &addresses as &[Option<String>],
-            &roles,
-        )
-        .execute(tx)
-        .await?;
-        self.staged.members.fetch_add(done.rows_affected(), Ordering::Relaxed);
+        let rows = copy_in(tx, COPY, copied(self.run_id, groups)).await?;
+        self.staged.members.fetch_add(rows, Ordering::Relaxed);
         Ok(())
     }
 
@@ -253,9 +272,6 @@ impl Run {
     }
 
     /// Puts what is held into the groups, now that they and their members have their numbers. Says how many memberships.
-    ///
-    /// In the middle of a `COPY` the server waits for a process that is paused for as long as that is, with its locks: see
-    /// [`Run::stage_strangers`].
     pub(super) async fn fill_held(&self, tx: &mut PgConnection, held: Held) -> Result<u64, Error> {
         if held.is_empty() {
             return Ok(0);

@@ -14,11 +14,11 @@ use crate::group::Role;
 struct Room {
     /// Four bytes each.
     memberships: usize,
-    /// Bytes of the people's ids and names.
-    text: usize,
+    /// Bytes of the people, their ids and names included.
+    people: usize,
 }
 
-const ROOM: Room = Room { memberships: 2_000_000, text: 32 << 20 };
+const ROOM: Room = Room { memberships: 2_000_000, people: 32 << 20 };
 
 /// One membership: the number of a person, or what an apply makes of it, and the role.
 pub(super) type Membership = u32;
@@ -85,7 +85,7 @@ impl Held {
         self.remove(group);
         let room = self.room;
         if self.memberships + members.len() > room.memberships
-            || self.people.text.len() + members.text_len() > room.text
+            || self.people.bytes() + members.text_len() > room.people
         {
             self.is_full = true;
             return Taken::Full;
@@ -173,6 +173,11 @@ impl People {
             all.get(*number as usize).map_or(0, |person| place(person.print))
         });
         Some(number)
+    }
+
+    /// What they take in memory, or a little less.
+    fn bytes(&self) -> usize {
+        self.text.len() + self.all.len() * (size_of::<Person>() + size_of::<u32>())
     }
 
     fn id(&self, person: &Person) -> &str {
@@ -318,7 +323,7 @@ mod tests {
 
     #[test]
     fn where_there_is_no_room_there_is_none_for_what_comes_later() {
-        for room in [Room { memberships: 3, text: 1 << 10 }, Room { memberships: 100, text: 40 }] {
+        for room in [Room { memberships: 3, people: 1 << 10 }, Room { memberships: 100, people: 120 }] {
             let mut held = Held { room, ..Held::default() };
             assert_eq!(held.take("a", &members(&[("1", Role::Member), ("2", Role::Member)])), Taken::Yes);
             assert_eq!(held.take("b", &members(&[("3", Role::Member), ("4", Role::Member)])), Taken::Full);

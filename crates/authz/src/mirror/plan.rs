@@ -130,7 +130,8 @@ impl Run {
         // It is copied on, and that must come to its end.
         let mut tx = begin_alone(&self.pool).await?;
         let backend = self.prepare_session(&mut tx).await?;
-        let watch = if Watch::fits(&self.pool) { Some(Watch::begin(&self.pool, backend).await?) } else { None };
+        let watch =
+            if Watch::fits(&self.pool) { Some(Watch::begin(&self.pool, backend).await?) } else { None };
         self.hold_lease(&mut tx).await?;
         self.heartbeat.abort(); // from here on the lock is the sign of life
         // INVARIANT: nobody else's change comes between the look at the mirror and the change of it, another

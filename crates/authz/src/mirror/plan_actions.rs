@@ -12,7 +12,7 @@ use crate::error::Error;
 impl Run {
     /// Compares what users may do before and after the plan, at this moment: a grant that is over gives nothing.
     //
-    // Members of fresh groups are taken from the staging table: where somebody has rights, none is held (`settle_held`).
+    // Members of fresh groups are taken from the staging table: none is held of a group that rights come through (`settle_held`).
     //
     // INVARIANT: what it says is what the apply does to the answers of `authz.can` (held by the test
     // `plan_says_who_gains_and_loses_what_the_apply_gives_and_takes`).

@@ -2,7 +2,7 @@
 //! another digest only what differs from the mirror. One that had none is held in memory until it is known whether it has to
 //! be.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use hashbrown::HashTable;
@@ -18,14 +18,17 @@ use super::members::StagedMembers;
 use super::plan::has_grants;
 use super::stage::{StagedGroup, storable};
 use super::users::StagedUsers;
+use super::watch::Watch;
 use crate::error::Error;
 
 /// So many members go to the database at once.
 pub(super) const AT_ONCE: usize = 8192;
-const COPY: &str = "copy authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role) \
+pub(super) const COPY: &str = "copy authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role) \
      from stdin (format binary)";
 /// So many members are compared with the mirror at once.
 const COMPARED_AT_ONCE: usize = 32_768;
+/// Fewer memberships than this part of the mirror's users are not held: to copy them takes a reading of all users.
+const FEWER: usize = 8;
 /// Members of unfinished listings that are kept in memory; past it the longest one is staged as it comes.
 const AT_MOST: usize = 200_000;
 
@@ -48,7 +51,7 @@ pub(super) struct Staging {
     pub(super) sending_groups: Option<Beside<u64>>,
     digests: Option<KnownDigests>,
     open: HashMap<String, Open>,
-    finished: HashMap<String, Finished>,
+    pub(super) finished: HashMap<String, Finished>,
     /// Groups that the mirror may have no members of, staged only if it turns out otherwise.
     pub(super) held: Held,
     ready: Vec<(String, StagedMembers)>,
@@ -69,13 +72,13 @@ struct Open {
 }
 
 /// What a listing that ended means.
-enum Finished {
+pub(super) enum Finished {
     /// The group has so many members, the same as last time.
     Same(u64),
     /// So many are staged or held, all of them, and have this digest.
     Staged { digest: Option<[u8; 32]>, members: u64 },
     /// What differs is staged, of the mirror as the listing of the digest `basis` left it.
-    Compared { digest: [u8; 32], basis: [u8; 32], same: u64 },
+    Compared { digest: Option<[u8; 32]>, basis: [u8; 32], same: u64 },
 }
 
 impl Staging {
@@ -163,7 +166,7 @@ impl Run {
                 // digest away (held by `group_that_somebody_changes_after_it_was_compared_keeps_what_it_has`).
                 (Some(digest), Some(basis)) => {
                     staging.to_compare.push(Listing { group: group.clone(), members });
-                    Finished::Compared { digest, basis, same: 0 }
+                    Finished::Compared { digest: Some(digest), basis, same: 0 }
                 }
                 (digest, known) => {
                     let count = spilled + members.len() as u64;
@@ -322,14 +325,12 @@ impl Run {
         self.take_in_users(&mut staging).await?;
         self.take_sent_users(&mut staging).await?;
         self.settle_groups(&mut staging).await?;
-        self.compare(&mut staging).await?;
-        self.take_compared(&mut staging).await?;
-        self.stage_strangers(&mut staging).await?;
-        self.flush(&mut staging).await?;
-        self.take_sent(&mut staging).await?;
+        self.settle_members(&mut staging).await?;
         let known = self.known_users(&mut staging).await?;
         let unseen = known.unseen();
         self.staged.known_users.store(known.len() as u64, Ordering::Relaxed);
+        // Nobody looks at them any more.
+        staging.users = None;
         if !unseen.is_empty() {
             sqlx::query!(
                 "insert into authz.sync_stage_unseen_users (run_id, user_id) select $1, unnest($2::bigint[])",
@@ -350,7 +351,7 @@ impl Run {
                     continue;
                 }
                 Finished::Staged { digest, members } => (digest, None, 0, members),
-                Finished::Compared { digest, basis, same } => (Some(digest), Some(basis), same, 0),
+                Finished::Compared { digest, basis, same } => (digest, Some(basis), same, 0),
             };
             same += same_of_group;
             groups.push(storable(&group));
@@ -383,6 +384,17 @@ impl Run {
         .execute(&self.pool)
         .await?;
         Ok(())
+    }
+
+    /// Writes what is still in memory of listings that ended, but for what stays held, and waits for it.
+    pub(super) async fn settle_members(&self, staging: &mut Staging) -> Result<(), Error> {
+        self.compare(staging).await?;
+        self.take_compared(staging).await?;
+        self.flush(staging).await?;
+        self.take_sent(staging).await?;
+        self.stage_strangers(staging).await?;
+        self.flush(staging).await?;
+        self.take_sent(staging).await
     }
 
     /// Waits until nothing of what was staged so far is on its way to the database any more.
@@ -441,18 +453,46 @@ impl Run {
         Ok(())
     }
 
-    /// Stages the held groups that have members whom the directory does not list: what becomes of those is planned. And all of
-    /// them where somebody has rights: the plan says who gains some, and what is held is copied inside a transaction that keeps
-    /// everybody's changes waiting, by a process that may be paused. Where nobody has rights yet, there is little to wait for.
-    pub(super) async fn stage_strangers(&self, staging: &mut Staging) -> Result<(), Error> {
+    /// Stages the held groups that the plan would have to look at, as far as it can be told before: those with members whom the
+    /// directory does not list, that the mirror has members of, or that rights come through, so that the plan can say who gains
+    /// them. And all of them if they are few, or if the session that would copy them cannot be watched.
+    async fn stage_strangers(&self, staging: &mut Staging) -> Result<(), Error> {
         if staging.held.is_empty() {
             return Ok(());
         }
-        self.known_users(staging).await?;
-        let Staging { users: Some(users), held, .. } = staging else { return Ok(()) };
-        let has_grants = has_grants(&mut *self.pool.acquire().await?).await?;
-        let strange = held.unfit(|_| !has_grants, |print| users.has_seen(print));
-        self.release(staging, strange).await
+        let known = self.known_users(staging).await?.len();
+        let few = staging.held.len() < known / FEWER;
+        let unfit = if few || !Watch::fits(&self.pool) {
+            staging.held.groups().map(ToOwned::to_owned).collect()
+        } else {
+            let looked_at = self.groups_to_look_at().await?;
+            let Staging { users: Some(users), held, .. } = staging else { return Ok(()) };
+            held.unfit(|group| !looked_at.contains(group), |print| users.has_seen(print))
+        };
+        self.release(staging, unfit).await
+    }
+
+    /// The groups of the mirror that have members but are not known to have those of any listing, or that rights come through
+    /// by all edges that are staged.
+    async fn groups_to_look_at(&self) -> Result<HashSet<String>, Error> {
+        let mut connection = self.pool.acquire().await?;
+        let filled = sqlx::query_scalar!(
+            r#"
+            select g.external_id as "external_id!"
+            from authz.groups g
+            where g.directory_id = $1 and g.external_id is not null
+              and not exists (select from authz.group_digests d where d.group_id = g.group_id)
+              and (exists (select from authz.group_users m where m.group_id = g.group_id)
+                   or exists (select from authz.group_groups m where m.parent_group_id = g.group_id)
+                   or exists (select from authz.group_directories m where m.group_id = g.group_id))
+            "#,
+            self.directory_id,
+        )
+        .fetch_all(&mut *connection)
+        .await?;
+        let has_grants = has_grants(&mut connection).await?;
+        let reached = if has_grants { self.reached_groups(&mut connection).await? } else { Vec::new() };
+        Ok(filled.into_iter().chain(reached).collect())
     }
 
     async fn flush_if_many(&self, staging: &mut Staging) -> Result<(), Error> {
@@ -486,7 +526,7 @@ impl Run {
 }
 
 /// Members of groups as rows of the staging table, in the form of a binary `COPY`.
-fn copied(run_id: i64, listings: &[(String, StagedMembers)]) -> Vec<u8> {
+pub(super) fn copied(run_id: i64, listings: &[(String, StagedMembers)]) -> Vec<u8> {
     let mut rows = CopyRows::new();
     for (group, members) in listings {
         let group = storable(group);

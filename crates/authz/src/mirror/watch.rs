@@ -42,7 +42,9 @@ impl Watch {
             .await;
             match watched {
                 Ok(false) => {}
-                Ok(true) => tracing::warn!(backend, "nothing was heard of this process, so its session was ended"),
+                Ok(true) => {
+                    tracing::warn!(backend, "nothing was heard of this process, so its session was ended");
+                }
                 Err(error) => tracing::warn!(
                     %error,
                     "the session is not watched: should this process be paused in a copy, others wait for it"

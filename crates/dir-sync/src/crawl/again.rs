@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use authz::mirror::Missing;
-use futures_util::stream;
+use futures_util::stream::{self, StreamExt};
 use tokio::sync::mpsc;
 
-use super::walk::{Groups, Step, Users, Walk};
+use super::walk::{Groups, MembersOf, Step, Stop, Users, Walk};
 use super::{Batch, Crawl, CrawlError, CrawlOptions, Listing, NOT_FOUND, Run, incomplete, warn_of};
-use crate::source::Source;
+use crate::source::{Group, Source};
 
 /// Lists users, groups or both once more and sends on what is on their pages, as [`crawl()`](super::crawl()) does, and the members of groups
 /// that the crawl before has not listed. Adds to it what was found.
@@ -65,6 +65,7 @@ pub async fn crawl_again<P: From<Batch> + Send>(
         tally.incomplete.extend(never_found.into_iter().map(|group| incomplete(group, NOT_FOUND.to_owned())));
         warn_of(&tally.incomplete);
         before.memberships += tally.memberships;
+        before.paged.extend(tally.paged);
         before.incomplete.extend(tally.incomplete);
         before.incomplete.sort_unstable_by(|a, b| a.group_email.cmp(&b.group_email));
         for (kind, count) in tally.unknown_member_types {
@@ -73,4 +74,55 @@ pub async fn crawl_again<P: From<Batch> + Send>(
     }
     before.calls += source.calls().saturating_sub(calls_before);
     Ok(before)
+}
+
+/// Lists the members of these groups once more and sends them on as [`Batch::MembersAgain`]. Adds to the crawl before the groups
+/// for which that failed, as incomplete.
+///
+/// # Errors
+/// [`CrawlError`] if the directory refuses us, or if the receiver is gone.
+pub async fn crawl_members_again<P: From<Batch> + Send>(
+    source: Arc<dyn Source>,
+    options: CrawlOptions,
+    groups: Vec<Group>,
+    mut before: Crawl,
+    pages: mpsc::Sender<P>,
+) -> Result<Crawl, CrawlError> {
+    let calls_before = source.calls();
+    let run = Run::new(source.as_ref(), &options, pages);
+    let listings = stream::iter(groups).map(|group| async {
+        let listed = run.list_members_again(&group).await;
+        (listed, group)
+    });
+    let mut listings = std::pin::pin!(listings.buffer_unordered(run.concurrency));
+    let mut failed = Vec::new();
+    while let Some((listed, group)) = listings.next().await {
+        if let Some(stop) = listed? {
+            failed.push(incomplete(group, stop.nonfatal()?));
+        }
+    }
+    warn_of(&failed);
+    before.incomplete.extend(failed);
+    before.incomplete.sort_unstable_by(|a, b| a.group_email.cmp(&b.group_email));
+    before.calls += source.calls().saturating_sub(calls_before);
+    Ok(before)
+}
+
+impl<P: From<Batch> + Send> Run<'_, P> {
+    /// Says why the listing did not come to its end, if it did not.
+    async fn list_members_again(&self, group: &Group) -> Result<Option<Stop>, CrawlError> {
+        let mut walk = Walk::new(&self.permits, MembersOf(self.source, group));
+        loop {
+            match walk.next().await {
+                Ok(Step::Page(members)) if members.is_empty() => {}
+                Ok(Step::Page(members)) => {
+                    self.send(Batch::MembersAgain { group_id: group.id.clone(), members }).await?;
+                }
+                // What came of either pass is listed.
+                Ok(Step::Restarted) => {}
+                Ok(Step::Done) => return Ok(None),
+                Err(stop) => return Ok(Some(stop)),
+            }
+        }
+    }
 }

@@ -1,0 +1,235 @@
+//! Members whom a listing of several pages has missed, because its pages are of different moments.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+
+use super::Run;
+use super::known::place;
+use super::members::StagedMembers;
+use super::stage_members::{Finished, Staging};
+use crate::error::Error;
+
+impl Run {
+    /// Those of these groups that would lose a member whom the directory has still listed elsewhere. To be called when the
+    /// listings are done, those included that [`Run::missing`] asks for.
+    ///
+    /// As with users and groups, a listing of several pages can miss whoever moves from one page to another: list the members
+    /// of these groups again, and let [`Run::keep_members`] know, before an absence is believed.
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
+    pub async fn missing_members(&self, groups: &[String]) -> Result<Vec<String>, Error> {
+        let mut missing = HashSet::new();
+        self.step(async {
+            let mut staging = self.staging.lock().await;
+            self.settle_members(&mut staging).await?;
+            let (mut compared, mut whole) = (Vec::new(), Vec::new());
+            for group in groups {
+                match staging.finished.get(group) {
+                    Some(Finished::Compared { .. }) => compared.push(group.clone()),
+                    Some(Finished::Staged { .. }) => whole.push(group.clone()),
+                    Some(Finished::Same(_)) | None => {}
+                }
+            }
+            if !whole.is_empty() {
+                whole = self.filled_groups(&whole).await?;
+            }
+            if compared.is_empty() && whole.is_empty() {
+                return Ok(());
+            }
+            let rows = sqlx::query!(
+                r#"
+                -- Not `not exists`: nothing is known of the staging table yet, and each member would be looked for in all of it.
+                select x.group_external_id as "group!", 'user' as "kind!", u.external_id as "member!"
+                from authz.sync_stage_gone_members x
+                join authz.users u on u.user_id = x.user_id and u.external_id is not null
+                where x.run_id = $1 and x.group_external_id = any ($3::text[])
+                union all
+                (select g.external_id, 'user', u.external_id
+                 from authz.groups g
+                 join authz.group_users m on m.group_id = g.group_id
+                 join authz.users u on u.user_id = m.user_id and u.external_id is not null
+                 where g.directory_id = $2 and g.external_id = any ($4::text[]) and g.status = 'active'
+                 union all
+                 select g.external_id, 'group', c.external_id
+                 from authz.groups g
+                 join authz.group_groups m on m.parent_group_id = g.group_id
+                 join authz.groups c on c.group_id = m.child_group_id and c.directory_id = $2 and c.external_id is not null
+                 where g.directory_id = $2 and g.external_id = any ($3::text[] || $4::text[]) and g.status = 'active'
+                 union all
+                 select g.external_id, 'everyone', 'everyone'
+                 from authz.groups g
+                 join authz.group_directories m on m.group_id = g.group_id and m.directory_id = $2
+                 where g.directory_id = $2 and g.external_id = any ($3::text[] || $4::text[]) and g.status = 'active'
+                 except all
+                 select m.group_external_id, m.kind, m.member_external_id
+                 from authz.sync_stage_members m
+                 where m.run_id = $1 and (m.kind <> 'user' or m.group_external_id = any ($4::text[])))
+                "#,
+                self.run_id,
+                self.directory_id,
+                &compared,
+                &whole,
+            )
+            .fetch_all(&self.pool)
+            .await?;
+            self.known_users(&mut staging).await?;
+            let Staging { users: Some(users), seen_groups, hasher, .. } = &*staging else { return Ok(()) };
+            for row in rows {
+                let print = hasher.of_id(&row.member);
+                // Whoever the directory does not list at all is in no group of it.
+                let is_gone = match row.kind.as_str() {
+                    "user" => users.misses(print),
+                    "group" => seen_groups.find(place(print), |seen| *seen == print).is_none(),
+                    _ => false,
+                };
+                if !is_gone {
+                    missing.insert(row.group);
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(missing.into_iter().collect())
+    }
+
+    /// Those of the groups that have members in the mirror.
+    async fn filled_groups(&self, groups: &[String]) -> Result<Vec<String>, Error> {
+        Ok(sqlx::query_scalar!(
+            r#"
+            select g.external_id as "external_id!"
+            from authz.groups g
+            where g.directory_id = $1 and g.external_id = any ($2) and g.status = 'active'
+              and (exists (select from authz.group_users m where m.group_id = g.group_id)
+                   or exists (select from authz.group_groups m where m.parent_group_id = g.group_id)
+                   or exists (select from authz.group_directories m where m.group_id = g.group_id))
+            "#,
+            self.directory_id,
+            groups,
+        )
+        .fetch_all(&self.pool)
+        .await?)
+    }
+
+    /// Takes a page of a second listing of a group's members: whoever of them the mirror has, and the first listing has
+    /// missed, stays. Whoever comes with the second one only is left to the next run.
+    ///
+    /// # Errors
+    /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
+    pub async fn keep_members(&self, group_external_id: &str, members: StagedMembers) -> Result<(), Error> {
+        self.step(async {
+            let mut staging = self.staging.lock().await;
+            self.settle_members(&mut staging).await?;
+            let is_whole = match staging.finished.get(group_external_id) {
+                Some(Finished::Compared { .. }) => false,
+                Some(Finished::Staged { .. }) => true,
+                Some(Finished::Same(_)) | None => return Ok(()),
+            };
+            let (not_gone, staged) = self.keep(group_external_id, is_whole, &members).await?;
+            self.staged.gone_members.fetch_sub(not_gone, Ordering::Relaxed);
+            self.staged.members.fetch_add(staged, Ordering::Relaxed);
+            if not_gone + staged == 0 {
+                return Ok(());
+            }
+            // INVARIANT: the digest of a listing that missed somebody is not remembered: the mirror has other members (held by
+            // `member_whom_a_listing_missed_goes_when_the_next_one_is_like_it`).
+            match staging.finished.get_mut(group_external_id) {
+                Some(Finished::Compared { digest, same, .. }) => {
+                    *digest = None;
+                    *same += not_gone;
+                }
+                Some(Finished::Staged { digest, members }) => {
+                    *digest = None;
+                    *members += staged;
+                }
+                Some(Finished::Same(_)) | None => {}
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Takes members out of those who would go, and stages the others that the mirror has; users only where a listing is staged
+    /// as a whole. Says how many of either.
+    async fn keep(
+        &self,
+        group_external_id: &str,
+        is_whole: bool,
+        members: &StagedMembers,
+    ) -> Result<(u64, u64), Error> {
+        let [mut kinds, mut ids, mut roles] = [const { Vec::new() }; 3];
+        let mut names = Vec::new();
+        for member in members.iter() {
+            kinds.push(member.kind().to_owned());
+            ids.push(member.id.to_owned());
+            names.push(member.name.map(ToOwned::to_owned));
+            roles.push(member.role.as_str().to_owned());
+        }
+        let not_gone = sqlx::query!(
+            r#"
+            with listed as materialized (
+                select u.user_id
+                from unnest($3::text[], $4::text[]) as l (kind, external_id)
+                join authz.users u on u.external_id = l.external_id
+                where l.kind = 'user'
+            )
+            delete from authz.sync_stage_gone_members x using listed l
+            where x.run_id = $1 and x.group_external_id = $2 and x.user_id = l.user_id
+            "#,
+            self.run_id,
+            group_external_id,
+            &kinds,
+            &ids,
+        )
+        .execute(&self.pool)
+        .await?
+        .rows_affected();
+        let staged = sqlx::query!(
+            r#"
+            with listed as materialized (
+                select l.* from unnest($4::text[], $5::text[], $6::text[], $7::text[]) as l (kind, external_id, name, role)
+            ),
+            here as (
+                select g.group_id from authz.groups g
+                where g.directory_id = $3 and g.external_id = $2 and g.status = 'active'
+            ),
+            present as materialized (
+                select l.*
+                from listed l
+                join authz.users u on u.external_id = l.external_id
+                join authz.group_users m on m.user_id = u.user_id and m.group_id = (select group_id from here)
+                where l.kind = 'user' and $8
+                union all
+                select l.*
+                from listed l
+                join authz.groups c on c.directory_id = $3 and c.external_id = l.external_id
+                join authz.group_groups m on m.child_group_id = c.group_id and m.parent_group_id = (select group_id from here)
+                where l.kind = 'group'
+                union all
+                select l.*
+                from listed l
+                join authz.group_directories m on m.directory_id = $3 and m.group_id = (select group_id from here)
+                where l.kind = 'everyone'
+            )
+            insert into authz.sync_stage_members (run_id, group_external_id, kind, member_external_id, member_name, role)
+            select $1, $2, p.kind, p.external_id, p.name, p.role
+            from present p
+            left join authz.sync_stage_members s on s.run_id = $1 and s.group_external_id = $2
+                and (s.kind, s.member_external_id) = (p.kind, p.external_id)
+            where s.run_id is null
+            "#,
+            self.run_id,
+            group_external_id,
+            self.directory_id,
+            &kinds,
+            &ids,
+            &names as &[Option<String>],
+            &roles,
+            is_whole,
+        )
+        .execute(&self.pool)
+        .await?
+        .rows_affected();
+        Ok((not_gone, staged))
+    }
+}
