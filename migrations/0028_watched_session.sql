@@ -3,21 +3,20 @@
 -- function, locks no table.
 
 -- Ends a session that waits for its client, and gets on with nothing meanwhile, for so long. Returns true then, and false once
--- the transaction is over that the session is in when this is called. Whoever calls it has to be of the role that the session
--- logged in as, or of one that may see and end it (`pg_read_all_stats` and `pg_signal_backend`).
-create or replace function authz.watch_session(watched integer, silence interval) returns boolean
+-- the transaction is over that began there at this moment. A `COPY` that gets on is left alone; a long answer of another statement
+-- shows no progress, and is taken for none. Whoever calls it has to be of the role that the session logged in as (`set role` does
+-- not count), or of one that may see and end it (`pg_read_all_stats` and `pg_signal_backend`).
+create or replace function authz.watch_session(watched integer, began timestamptz, silence interval) returns boolean
 language plpgsql set search_path = pg_catalog, pg_temp as $$
 declare
-    began  timestamptz;
     since  timestamptz;
     before record;
     look   record;
 begin
-    select a.xact_start into began from pg_stat_activity a where a.pid = watched;
-    if found and began is null then
+    if exists (select from pg_stat_activity a where a.pid = watched and a.xact_start is null and coalesce(a.state, 'disabled') = 'disabled') then
         raise exception 'session % cannot be watched', watched using
             errcode = 'insufficient_privilege',
-            hint = 'Let who watches log in as the same role, without `set role`, and leave `track_activities` on.';
+            hint = 'Let who watches log in as the same role, and leave `track_activities` on.';
     end if;
     loop
         -- Within one transaction it would show the same each time.

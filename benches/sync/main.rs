@@ -1,7 +1,7 @@
 //! What a sync costs: in time beside a raw `COPY` of the memberships, in written log, in memory, and in calls.
 //!
-//! Without arguments: the ratios; `once` makes fewer rounds. With `emulator`: memory and CPU of a process that reads the
-//! API. `small` takes a directory of a tenth. See `README.md`.
+//! Without arguments: the ratios; `once` makes fewer rounds, `granted` gives somebody a right before. With `emulator`: memory and
+//! CPU of a process that reads the API. `small` takes a directory of a tenth. See `README.md`.
 
 #![expect(
     clippy::unwrap_used,
@@ -39,7 +39,7 @@ fn main() {
     } else if given("emulator") {
         runtime.block_on(emulator::measure(world));
     } else {
-        runtime.block_on(ratios(world, if given("once") { 1 } else { ROUNDS }));
+        runtime.block_on(ratios(world, if given("once") { 1 } else { ROUNDS }, given("granted")));
     }
 }
 
@@ -139,11 +139,22 @@ fn median(mut figures: Vec<f64>) -> f64 {
     figures[figures.len() / 2]
 }
 
-async fn ratios(world: World, rounds: usize) {
+/// A local user and a local group with a right each, none of which the directory knows of.
+const GRANTS: &str = "
+    insert into authz.actions (action_name) values ('workers.scale');
+    with u as (insert into authz.users (user_name) values ('ada@local.example') returning user_id)
+    insert into authz.user_actions (user_id, action_name) select user_id, 'workers.scale' from u;
+    with g as (insert into authz.groups (group_name) values ('ops@local.example') returning group_id)
+    insert into authz.group_actions (group_id, action_name) select group_id, 'workers.scale' from g;";
+
+async fn ratios(world: World, rounds: usize, is_granted: bool) {
     let [mut firsts, mut unchanged, mut spread, mut concentrated] = [const { Vec::new() }; 4];
     let mut logs: Vec<i64> = vec![];
     for _ in 0..rounds {
         let (_database, pool) = migrated().await;
+        if is_granted {
+            sqlx::raw_sql(GRANTS).execute(&pool).await.unwrap();
+        }
         firsts.push(measured(&pool, world, Status::Applied).await.0);
         // What a database does by itself after so large a change.
         sqlx::raw_sql("vacuum analyze").execute(&pool).await.unwrap();

@@ -79,7 +79,8 @@ begin
     end loop;
 end $$;
 grant select, insert, update, delete on authz.group_digests, authz.group_outsiders to authz_sync;
-grant execute on function authz.hold_revision(), authz.analyze_staging() to authz_sync;
+grant execute on function authz.hold_revision(), authz.analyze_staging(),
+    authz.watch_session(integer, timestamptz, interval) to authz_sync;
 
 -- People: what is kept by hand, and who may do what.
 grant insert, update on authz.users, authz.groups to authz_admin;

@@ -269,8 +269,8 @@ async fn sync_dropped_while_it_copies_leaves_the_pool_whole() {
         let planned = run.plan(PlanOptions::default()).await.map_err(|(_, error)| error)?;
         planned.apply(None, 0, &admin()).await
     };
-    // The copying session is watched from another one.
-    Box::pin(dropped_anywhere_on(pool_of(2, &database).await, "a run", work)).await;
+    // The copying session is watched from another one, and may be interrupted from a third.
+    Box::pin(dropped_anywhere_on(pool_of(3, &database).await, "a run", work)).await;
     let members = "select count(*) from authz.group_users m
                    join authz.groups g using (group_id) join authz.users u using (user_id)
                    where g.external_id = 'g' and u.user_name = 'listed' || u.external_id and m.role = 'owner'";

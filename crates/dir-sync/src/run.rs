@@ -95,7 +95,8 @@ impl Default for Options {
 }
 
 impl DirectorySync {
-    /// A sync of `directory` from `source` into the database of `pool`, which needs at least two connections.
+    /// A sync of `directory` from `source` into the database of `pool`, which needs at least two connections
+    /// and is at its fastest and best to interrupt from three on.
     #[must_use]
     pub fn new(pool: PgPool, directory: DirectoryName, source: Arc<dyn Source>) -> Self {
         Self { pool, directory, source, options: Options::default() }
@@ -355,7 +356,8 @@ impl DirectorySync {
     // `member_who_moves_between_two_pages_stays`).
     async fn look_for_members(&self, run: &Run, crawled: Crawl) -> Result<Crawl, RunError> {
         let paged: Vec<_> = crawled.paged.iter().map(|group| group.id.clone()).collect();
-        let missing: HashSet<_> = run.missing_members(&paged).await?.into_iter().collect();
+        let missing = run.missing_members(&paged, self.options.include_external).await?;
+        let missing: HashSet<_> = missing.into_iter().collect();
         if missing.is_empty() {
             return Ok(crawled);
         }

@@ -232,11 +232,11 @@ async fn few_members_are_staged() {
 
 /// It could not watch over the session that copies.
 #[tokio::test]
-async fn pool_of_one_session_stages_all() {
+async fn pool_of_few_sessions_stages_all() {
     let (database, pool) = database().await;
     watch_staging(&pool).await;
-    let one = PgPoolOptions::new().max_connections(1).connect(database.url()).await.unwrap();
-    let report = sync(&one, MAIN, &org()).await;
+    let few = PgPoolOptions::new().max_connections(2).connect(database.url()).await.unwrap();
+    let report = sync(&few, MAIN, &org()).await;
     assert_eq!(report.status, Status::Applied, "{report}");
     assert_eq!(staged(&pool).await, ["a", "b"]);
     assert_eq!(remembered(&pool).await, digests(&[("a", 3), ("b", 1), ("c", 0)]));

@@ -37,6 +37,7 @@ async fn every_kind_of_run_works_as_the_sync_role() {
     let run = Program::job("run", &url).google(&workspace);
     let first = run.output().await;
     assert_eq!((first.code, first.status().as_str()), (0, "applied"), "{first:?}");
+    assert!(!first.stderr.contains("watched"), "the session that copies is watched: {first:?}");
     assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&org().json(), false));
     execute(
         &pool,
@@ -110,6 +111,15 @@ async fn doctor_names_each_table_that_a_sync_may_not_write() {
         let missing = authz::mirror::missing_privileges(&as_sync).await.unwrap();
         assert!(missing.contains(&format!("insert authz.{table}")), "{table}: {missing:?}");
     }
+    let function = "authz.watch_session(integer, timestamptz, interval)";
+    assert!(
+        !authz::mirror::missing_privileges(&as_sync).await.unwrap().contains(&format!("execute {function}"))
+    );
+    let sql = format!("revoke execute on function {function} from authz_sync");
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&pool).await.unwrap();
+    assert!(
+        authz::mirror::missing_privileges(&as_sync).await.unwrap().contains(&format!("execute {function}"))
+    );
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod support;
 
 use std::sync::Arc;
 
+use dir_sync::filter::GroupFilter;
 use dir_sync::{Options, Status};
 use directory_emulator::{Directory, Effect, Fault, Target};
 
@@ -246,4 +247,79 @@ async fn members_are_listed_again_only_where_one_page_may_have_missed_them() {
     assert_eq!(report.status, Status::Applied, "{report}");
     assert_eq!(report.api_calls, 1 + 1 + (3 + 1) + 1, "the users once more");
     assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&after.json(), false));
+}
+
+/// Without the groups of the staff.
+fn filtered() -> Options {
+    let filter = GroupFilter { include: Vec::new(), exclude: vec!["staff@*".parse().unwrap()] };
+    Options { filter, ..unlimited() }
+}
+
+/// Syncs what is listed while `u449` moves from the last page to the first, and the directory becomes `meanwhile`; a filter leaves
+/// the nested group out. Then without the filter, from what the directory was.
+async fn moved_with_an_outsider(listed: Org, meanwhile: Org) {
+    let (_database, pool) = database().await;
+    let first = run(&pool, MAIN, listed.source(), filtered()).await;
+    assert_eq!(first.status, Status::Applied, "{first}");
+    let workspace = workspace(listed.directory()).await;
+    let change = Effect::ReplaceDirectory(Arc::new(meanwhile.directory()));
+    workspace.emulator.add_fault(Fault::new(Target::members_of("g"), change).on_call(2));
+    let second = run(&pool, MAIN, workspace.source().await, filtered()).await;
+    assert_eq!(second.status, Status::Unchanged, "{second}");
+    assert_eq!(memberships_of(&pool, "u449").await, 1);
+    workspace.emulator.replace_directory(listed.directory());
+    run(&pool, MAIN, workspace.source().await, unlimited()).await;
+    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&listed.json(), false));
+}
+
+/// The digest is that of the listing before, and so are they.
+#[tokio::test]
+async fn outsiders_of_a_listing_that_missed_somebody_are_not_remembered() {
+    let moved = || std::iter::once(449).chain(0..449);
+    // It is a member for this moment only, or is missed itself.
+    moved_with_an_outsider(one_group(0..450), one_group(moved().chain([450]))).await;
+    moved_with_an_outsider(one_group(0..=450), one_group(std::iter::once(450).chain(moved()))).await;
+}
+
+/// The mirror of this directory has no user for a guest, who is no more missing for that.
+#[tokio::test]
+async fn guest_who_is_listed_is_not_missing() {
+    let (_database, pool) = database().await;
+    let include = || Options { include_external: true, ..unlimited() };
+    let before = one_group(0..449).external("g", "x1", "guest@example.org");
+    let workspace = workspace(before.directory()).await;
+    run(&pool, MAIN, workspace.source().await, include()).await;
+    let after = one_group(0..450).external("g", "x1", "guest@example.org");
+    workspace.emulator.replace_directory(after.directory());
+    for status in [Status::Applied, Status::Unchanged] {
+        let report = run(&pool, MAIN, workspace.source().await, include()).await;
+        assert_eq!((report.status, report.api_calls), (status, 1 + 1 + 3 + 1), "{report}");
+    }
+    // Who is missed is kept, a guest too.
+    let moved = after.without_member("g", "x1");
+    let moved = moved.external("h", "x1", "guest@example.org");
+    workspace.emulator.replace_directory(moved.directory());
+    let back = Effect::ReplaceDirectory(Arc::new(
+        one_group(0..450).external("g", "x1", "guest@example.org").directory(),
+    ));
+    workspace.emulator.add_fault(Fault::new(Target::members_of("g"), back).on_call(4));
+    let report = run(&pool, MAIN, workspace.source().await, include()).await;
+    assert_eq!((report.counts.memberships.removed, memberships_of(&pool, "x1").await), (0, 2), "{report}");
+}
+
+/// In another directory the guest is a member, and so a user of the mirror, though not of this directory.
+#[tokio::test]
+async fn guest_goes_once_guests_are_not_let_in() {
+    let (_database, pool) = database().await;
+    let other = Org::new("C2").user("x1", "guest@example.org").group("o", "other").member("o", "x1");
+    let report = run(&pool, "other", other.source(), unlimited()).await;
+    assert_eq!(report.status, Status::Applied, "{report}");
+    let org = one_group(0..450).external("g", "x1", "guest@example.org");
+    let workspace = workspace(org.directory()).await;
+    run(&pool, MAIN, workspace.source().await, Options { include_external: true, ..unlimited() }).await;
+    assert_eq!(memberships_of(&pool, "x1").await, 2);
+    run(&pool, MAIN, workspace.source().await, unlimited()).await;
+    assert_eq!(memberships_of(&pool, "x1").await, 1);
+    let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
+    assert_eq!((report.status, report.api_calls), (Status::Unchanged, 1 + 1 + 3 + 1), "{report}");
 }

@@ -221,7 +221,7 @@ pub async fn missing_privileges(executor: impl PgExecutor<'_>) -> Result<Vec<Str
         where not has_any_column_privilege(format('authz.%I', table_name), privilege)
         union all
         select format('execute authz.%s', name)
-        from (values ('hold_revision()'), ('analyze_staging()')) as function (name)
+        from (values ('hold_revision()'), ('analyze_staging()'), ('watch_session(integer, timestamptz, interval)')) as function (name)
         where not has_function_privilege('authz.' || name, 'execute')
         order by 1
         "#

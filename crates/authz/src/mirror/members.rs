@@ -96,6 +96,11 @@ impl StagedMembers {
         self.push_as(Kind::User, id, name, role);
     }
 
+    /// Adds one of other members.
+    pub(super) fn push_staged(&mut self, member: &Staged<'_>) {
+        self.push_as(member.kind, member.id, member.name, member.role);
+    }
+
     fn push_as(&mut self, kind: Kind, id: &str, name: Option<&str>, role: Role) {
         // A text of four gigabytes never comes together: long listings are staged as they come.
         let Ok(start) = u32::try_from(self.text.len()) else { return };

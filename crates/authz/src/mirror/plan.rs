@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use super::plan_summary::count;
 use super::report::{Plan, Totals};
-use super::watch::Watch;
+use super::watch::{Watch, Watched, Watcher};
 use super::{Interrupt, LEASE_TTL, Run, plan_memberships};
 use crate::begin::begin_alone;
 use crate::error::Error;
@@ -127,17 +127,18 @@ impl Run {
         if self.staged.differences() > 0 {
             sqlx::query!("select authz.analyze_staging()").fetch_one(&self.pool).await?;
         }
+        let held = self.staging.lock().await.held.len() as u64;
+        // Only what is held is copied.
+        let watcher = if held > 0 { Some(Watcher::take(&self.pool).await?) } else { None };
         // It is copied on, and that must come to its end.
         let mut tx = begin_alone(&self.pool).await?;
-        let backend = self.prepare_session(&mut tx).await?;
-        let watch =
-            if Watch::fits(&self.pool) { Some(Watch::begin(&self.pool, backend).await?) } else { None };
+        let session = self.prepare_session(&mut tx).await?;
+        let watch = watcher.map(|watcher| watcher.watch(session));
         self.hold_lease(&mut tx).await?;
         self.heartbeat.abort(); // from here on the lock is the sign of life
         // INVARIANT: nobody else's change comes between the look at the mirror and the change of it, another
         // directory's sync included (held by the test `a_plan_is_made_of_what_it_will_change`).
         sqlx::query!("select authz.hold_revision()").fetch_one(&mut *tx).await?;
-        let held = self.staging.lock().await.held.len() as u64;
         let staging = self.count_staged(&mut tx, held).await?;
         // Tables that this very transaction fills have no statistics: rows looked up one by one would never end, and what
         // looks expensive would be compiled for longer than it runs.
@@ -226,15 +227,14 @@ impl Run {
     }
 
     /// From here on locks show that the run lives, so they must not outlive it: the server ends this session if nothing
-    /// is heard of us for as long as a lease lasts (we are paused, or our machine is gone without a word). Gives the session's
-    /// number.
+    /// is heard of us for as long as a lease lasts (we are paused, or our machine is gone without a word).
     // INVARIANT: a run that was paused in its apply finds its transaction gone and writes nothing (held by the test
     // `process_paused_in_the_apply_does_not_hold_up_the_next_run_and_writes_nothing`). In the middle of a `COPY`, where this
-    // does nothing, by the [`Watch`] (held by `process_paused_in_a_copy_does_not_hold_up_the_next_run_and_writes_nothing`).
-    async fn prepare_session(&self, tx: &mut PgConnection) -> Result<i32, Error> {
+    // does nothing, by the [`Watch`], without which nothing is held to be copied (held by `process_paused_in_a_copy_does_not_hold_up_the_next_run_and_writes_nothing`).
+    async fn prepare_session(&self, tx: &mut PgConnection) -> Result<Watched, Error> {
         let row = sqlx::query!(
             r#"
-            select pg_backend_pid() as "backend!",
+            select pg_backend_pid() as "backend!", now() as "began!",
                    set_config('idle_in_transaction_session_timeout', $1, true) as "silence!",
                    -- Compiling statements that run once, on estimates of tables just filled, took twelve seconds.
                    set_config('jit', 'off', true) as "jit!"
@@ -264,7 +264,7 @@ impl Run {
             }
             Err(error) => return Err(error.into()),
         }
-        Ok(row.backend)
+        Ok(Watched { backend: row.backend, began: row.began })
     }
 
     /// The fencing check.

@@ -146,6 +146,8 @@ pub(super) async fn remember(
 }
 
 /// Writes down the listed members of these groups whom the mirror does not have in them.
+// INVARIANT: outsiders are those of the listing whose digest is remembered: where it is still that of an earlier one, theirs stay
+// (held by `outsiders_of_a_listing_that_missed_somebody_are_not_remembered`).
 async fn remember_outsiders(
     tx: &mut PgConnection,
     run_id: i64,
@@ -155,8 +157,9 @@ async fn remember_outsiders(
     sqlx::query!(
         r#"
         delete from authz.group_outsiders o
-        using authz.sync_stage_groups s, authz.groups g
+        using authz.sync_stage_groups s, authz.groups g, authz.group_digests d
         where s.run_id = $1 and s.members_listed and g.directory_id = $2 and g.external_id = s.external_id
+          and d.group_id = g.group_id and d.digest = s.members_digest
           and o.group_id = g.group_id
         "#,
         run_id,
@@ -186,7 +189,7 @@ async fn remember_outsiders(
         from authz.sync_stage_members m
         join authz.sync_stage_groups s on s.run_id = $1 and s.external_id = m.group_external_id and not s.members_fresh
         join authz.groups g on g.directory_id = $2 and g.external_id = m.group_external_id
-        join authz.group_digests d on d.group_id = g.group_id
+        join authz.group_digests d on d.group_id = g.group_id and (d.digest = s.members_digest or not s.members_listed)
         left join own u on m.kind = 'user' and u.external_id = m.member_external_id
         where m.run_id = $1
           and case m.kind

@@ -1,28 +1,76 @@
 //! Members whom a listing of several pages has missed, because its pages are of different moments.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
+use futures_util::TryStreamExt;
+
 use super::Run;
-use super::known::place;
-use super::members::StagedMembers;
+use super::known::{Hasher, place};
+use super::members::{Staged, StagedMembers};
 use super::stage_members::{Finished, Staging};
 use crate::error::Error;
 
+/// Who is missing in which group: prints of the ids, ascending. Many may be.
+#[derive(Default)]
+pub(super) struct Missed(HashMap<String, Vec<u128>>);
+
+impl Missed {
+    fn note(&mut self, group: String, kind: &str, id: u128) {
+        self.0.entry(group).or_default().push(print_of(kind, id));
+    }
+
+    fn sort(&mut self) {
+        for prints in self.0.values_mut() {
+            prints.sort_unstable();
+        }
+    }
+
+    fn groups(&self) -> Vec<String> {
+        self.0.keys().cloned().collect()
+    }
+
+    /// Those of the members who are missing in the group.
+    fn found(&self, group: &str, members: &StagedMembers, hasher: &Hasher) -> StagedMembers {
+        let mut found = StagedMembers::default();
+        if let Some(missing) = self.0.get(group) {
+            let is_missing = |member: &Staged<'_>| {
+                missing.binary_search(&print_of(member.kind(), hasher.of_id(member.id))).is_ok()
+            };
+            members.iter().filter(is_missing).for_each(|member| found.push_staged(&member));
+        }
+        found
+    }
+}
+
+/// Of a member, by the print of the id: a user and a group may have the same.
+fn print_of(kind: &str, id: u128) -> u128 {
+    id ^ match kind {
+        "user" => 0,
+        "group" => 1,
+        _ => 2,
+    }
+}
+
 impl Run {
-    /// Those of these groups that would lose a member whom the directory has still listed elsewhere. To be called when the
-    /// listings are done, those included that [`Run::missing`] asks for.
+    /// Those of these groups that would lose a member whom the directory still lists among its users or groups, or who can be a
+    /// guest if those are let in. To be called when the listings are done, those included that [`Run::missing`] asks for.
     ///
     /// As with users and groups, a listing of several pages can miss whoever moves from one page to another: list the members
     /// of these groups again, and let [`Run::keep_members`] know, before an absence is believed.
     ///
     /// # Errors
     /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
-    pub async fn missing_members(&self, groups: &[String]) -> Result<Vec<String>, Error> {
-        let mut missing = HashSet::new();
+    pub async fn missing_members(
+        &self,
+        groups: &[String],
+        include_external: bool,
+    ) -> Result<Vec<String>, Error> {
+        let (mut missing, mut groups_missing) = (Missed::default(), Vec::new());
         self.step(async {
             let mut staging = self.staging.lock().await;
-            self.settle_members(&mut staging).await?;
+            self.take_in_users(&mut staging).await?;
+            self.settle_groups(&mut staging).await?;
             let (mut compared, mut whole) = (Vec::new(), Vec::new());
             for group in groups {
                 match staging.finished.get(group) {
@@ -33,64 +81,78 @@ impl Run {
             }
             if !whole.is_empty() {
                 whole = self.filled_groups(&whole).await?;
+                self.release(&mut staging, whole.clone()).await?;
             }
             if compared.is_empty() && whole.is_empty() {
                 return Ok(());
             }
-            let rows = sqlx::query!(
+            self.settle_members(&mut staging).await?;
+            self.known_users(&mut staging).await?;
+            let Staging { users: Some(users), seen_groups, hasher, .. } = &*staging else { return Ok(()) };
+            let mut rows = sqlx::query!(
                 r#"
-                -- Not `not exists`: nothing is known of the staging table yet, and each member would be looked for in all of it.
+                -- Not `not exists`: nothing is known of the staging tables yet, and each member would be looked for in all of them.
+                with compared as materialized (select unnest($3::text[]) as external_id),
+                whole as materialized (select unnest($4::text[]) as external_id),
+                here as materialized (
+                    select g.group_id, g.external_id, w.external_id is not null as is_whole
+                    from (select external_id from compared union all select external_id from whole) looked_at
+                    join authz.groups g on g.directory_id = $2 and g.external_id = looked_at.external_id and g.status = 'active'
+                    left join whole w on w.external_id = g.external_id
+                )
                 select x.group_external_id as "group!", 'user' as "kind!", u.external_id as "member!"
                 from authz.sync_stage_gone_members x
+                join compared c on c.external_id = x.group_external_id
                 join authz.users u on u.user_id = x.user_id and u.external_id is not null
-                where x.run_id = $1 and x.group_external_id = any ($3::text[])
+                where x.run_id = $1
                 union all
-                (select g.external_id, 'user', u.external_id
-                 from authz.groups g
-                 join authz.group_users m on m.group_id = g.group_id
-                 join authz.users u on u.user_id = m.user_id and u.external_id is not null
-                 where g.directory_id = $2 and g.external_id = any ($4::text[]) and g.status = 'active'
-                 union all
-                 select g.external_id, 'group', c.external_id
-                 from authz.groups g
-                 join authz.group_groups m on m.parent_group_id = g.group_id
-                 join authz.groups c on c.group_id = m.child_group_id and c.directory_id = $2 and c.external_id is not null
-                 where g.directory_id = $2 and g.external_id = any ($3::text[] || $4::text[]) and g.status = 'active'
-                 union all
-                 select g.external_id, 'everyone', 'everyone'
-                 from authz.groups g
-                 join authz.group_directories m on m.group_id = g.group_id and m.directory_id = $2
-                 where g.directory_id = $2 and g.external_id = any ($3::text[] || $4::text[]) and g.status = 'active'
-                 except all
-                 select m.group_external_id, m.kind, m.member_external_id
-                 from authz.sync_stage_members m
-                 where m.run_id = $1 and (m.kind <> 'user' or m.group_external_id = any ($4::text[])))
+                select h.external_id, 'user', u.external_id
+                from here h
+                join authz.group_users m on m.group_id = h.group_id
+                join authz.users u on u.user_id = m.user_id and u.external_id is not null
+                where h.is_whole
+                union all
+                select h.external_id, 'group', c.external_id
+                from here h
+                join authz.group_groups m on m.parent_group_id = h.group_id
+                join authz.groups c on c.group_id = m.child_group_id and c.directory_id = $2 and c.external_id is not null
+                union all
+                select h.external_id, 'everyone', 'everyone'
+                from here h
+                join authz.group_directories m on m.group_id = h.group_id and m.directory_id = $2
+                except all
+                -- Who is no user of the directory's mirror is staged beside what is gone.
+                select m.group_external_id, m.kind, m.member_external_id
+                from authz.sync_stage_members m
+                join here h on h.external_id = m.group_external_id
+                where m.run_id = $1
                 "#,
                 self.run_id,
                 self.directory_id,
                 &compared,
                 &whole,
             )
-            .fetch_all(&self.pool)
-            .await?;
-            self.known_users(&mut staging).await?;
-            let Staging { users: Some(users), seen_groups, hasher, .. } = &*staging else { return Ok(()) };
-            for row in rows {
+            .fetch(&self.pool);
+            while let Some(row) = rows.try_next().await? {
                 let print = hasher.of_id(&row.member);
-                // Whoever the directory does not list at all is in no group of it.
+                // Whoever the directory does not list at all is in no group of it, but as a guest.
                 let is_gone = match row.kind.as_str() {
-                    "user" => users.misses(print),
+                    "user" => users.misses(print) && !include_external,
                     "group" => seen_groups.find(place(print), |seen| *seen == print).is_none(),
                     _ => false,
                 };
                 if !is_gone {
-                    missing.insert(row.group);
+                    missing.note(row.group, &row.kind, print);
                 }
             }
+            drop(rows);
+            missing.sort();
+            staging.missed = missing;
+            groups_missing = staging.missed.groups();
             Ok(())
         })
         .await?;
-        Ok(missing.into_iter().collect())
+        Ok(groups_missing)
     }
 
     /// Those of the groups that have members in the mirror.
@@ -119,13 +181,16 @@ impl Run {
     pub async fn keep_members(&self, group_external_id: &str, members: StagedMembers) -> Result<(), Error> {
         self.step(async {
             let mut staging = self.staging.lock().await;
-            self.settle_members(&mut staging).await?;
+            let found = staging.missed.found(group_external_id, &members, &staging.hasher);
+            if found.len() == 0 {
+                return Ok(());
+            }
             let is_whole = match staging.finished.get(group_external_id) {
                 Some(Finished::Compared { .. }) => false,
                 Some(Finished::Staged { .. }) => true,
                 Some(Finished::Same(_)) | None => return Ok(()),
             };
-            let (not_gone, staged) = self.keep(group_external_id, is_whole, &members).await?;
+            let (not_gone, staged) = self.keep(group_external_id, is_whole, &found).await?;
             self.staged.gone_members.fetch_sub(not_gone, Ordering::Relaxed);
             self.staged.members.fetch_add(staged, Ordering::Relaxed);
             if not_gone + staged == 0 {

@@ -16,9 +16,10 @@ use super::held::{Held, Taken};
 use super::known::{Hasher, KnownDigests, KnownUsers, load_digests, place};
 use super::members::StagedMembers;
 use super::plan::has_grants;
+use super::second_look::Missed;
 use super::stage::{StagedGroup, storable};
 use super::users::StagedUsers;
-use super::watch::Watch;
+use super::watch::Watcher;
 use crate::error::Error;
 
 /// So many members go to the database at once.
@@ -59,6 +60,8 @@ pub(super) struct Staging {
     sending: Option<Beside<u64>>,
     /// Listings that wait for a look at the mirror.
     to_compare: Vec<Listing>,
+    /// Members whom a second look may find.
+    pub(super) missed: Missed,
     /// Those for which it is being taken.
     looking: Option<(Vec<Listing>, Beside<Present>)>,
 }
@@ -326,11 +329,13 @@ impl Run {
         self.take_sent_users(&mut staging).await?;
         self.settle_groups(&mut staging).await?;
         self.settle_members(&mut staging).await?;
+        self.stage_strangers(&mut staging).await?;
+        self.settle_members(&mut staging).await?;
         let known = self.known_users(&mut staging).await?;
         let unseen = known.unseen();
         self.staged.known_users.store(known.len() as u64, Ordering::Relaxed);
         // Nobody looks at them any more.
-        staging.users = None;
+        (staging.users, staging.missed) = (None, Missed::default());
         if !unseen.is_empty() {
             sqlx::query!(
                 "insert into authz.sync_stage_unseen_users (run_id, user_id) select $1, unnest($2::bigint[])",
@@ -391,9 +396,6 @@ impl Run {
         self.compare(staging).await?;
         self.take_compared(staging).await?;
         self.flush(staging).await?;
-        self.take_sent(staging).await?;
-        self.stage_strangers(staging).await?;
-        self.flush(staging).await?;
         self.take_sent(staging).await
     }
 
@@ -443,7 +445,7 @@ impl Run {
     }
 
     /// Stages these groups, which are held.
-    async fn release(&self, staging: &mut Staging, groups: Vec<String>) -> Result<(), Error> {
+    pub(super) async fn release(&self, staging: &mut Staging, groups: Vec<String>) -> Result<(), Error> {
         for group in groups {
             if let Some(members) = staging.held.take_out(&group) {
                 staging.ready.push((group, members));
@@ -462,7 +464,7 @@ impl Run {
         }
         let known = self.known_users(staging).await?.len();
         let few = staging.held.len() < known / FEWER;
-        let unfit = if few || !Watch::fits(&self.pool) {
+        let unfit = if few || !Watcher::is_possible(&self.pool).await? {
             staging.held.groups().map(ToOwned::to_owned).collect()
         } else {
             let looked_at = self.groups_to_look_at().await?;
