@@ -220,9 +220,12 @@ pub async fn missing_privileges(executor: impl PgExecutor<'_>) -> Result<Vec<Str
         from (values ('directories', 'update'), ('audit_log', 'insert'), ('audit_log', 'select')) as in_part (table_name, privilege)
         where not has_any_column_privilege(format('authz.%I', table_name), privilege)
         union all
-        select format('execute authz.%s', name)
-        from (values ('hold_revision()'), ('analyze_staging()'), ('watch_session(integer, timestamptz, interval)')) as function (name)
-        where not has_function_privilege('authz.' || name, 'execute')
+        select distinct format('execute authz.%s', name)
+        from (values ('hold_revision()', current_user), ('analyze_staging()', current_user),
+                     -- It is executed as who logged in.
+                     ('watch_session(integer, timestamptz, interval)', current_user),
+                     ('watch_session(integer, timestamptz, interval)', session_user)) as function (name, role)
+        where not has_function_privilege(role, 'authz.' || name, 'execute')
         order by 1
         "#
     )

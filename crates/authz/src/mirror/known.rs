@@ -182,11 +182,6 @@ impl KnownUsers {
             || self.new.find(place(print), |known| *known == print).is_some()
     }
 
-    /// Whether the mirror has whoever has this print, and the listing has not met them.
-    pub(super) fn misses(&self, print: u128) -> bool {
-        self.users.find(place(print), |known| known.print == print).is_some_and(|known| known.met == Met::Not)
-    }
-
     /// How many users the mirror has.
     pub(super) fn len(&self) -> usize {
         self.users.len() + self.without_id.len()

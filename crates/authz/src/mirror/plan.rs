@@ -127,9 +127,11 @@ impl Run {
         if self.staged.differences() > 0 {
             sqlx::query!("select authz.analyze_staging()").fetch_one(&self.pool).await?;
         }
-        let held = self.staging.lock().await.held.len() as u64;
-        // Only what is held is copied.
-        let watcher = if held > 0 { Some(Watcher::take(&self.pool).await?) } else { None };
+        let (held, copies) = {
+            let held = &self.staging.lock().await.held;
+            (held.len() as u64, !held.is_empty())
+        };
+        let watcher = if copies { Some(Watcher::take(&self.pool).await?) } else { None };
         // It is copied on, and that must come to its end.
         let mut tx = begin_alone(&self.pool).await?;
         let session = self.prepare_session(&mut tx).await?;

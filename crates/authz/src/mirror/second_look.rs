@@ -52,6 +52,14 @@ fn print_of(kind: &str, id: u128) -> u128 {
     }
 }
 
+/// What came of a second look at some members.
+struct Kept {
+    /// Who will not go, and whether the user is the directory's own.
+    not_gone: Vec<bool>,
+    /// Rows that were staged.
+    staged: u64,
+}
+
 impl Run {
     /// Those of these groups that would lose a member whom the directory still lists among its users or groups, or who can be a
     /// guest if those are let in. To be called when the listings are done, those included that [`Run::missing`] asks for.
@@ -137,7 +145,7 @@ impl Run {
                 let print = hasher.of_id(&row.member);
                 // Whoever the directory does not list at all is in no group of it, but as a guest.
                 let is_gone = match row.kind.as_str() {
-                    "user" => users.misses(print) && !include_external,
+                    "user" => !include_external && !users.has_seen(print),
                     "group" => seen_groups.find(place(print), |seen| *seen == print).is_none(),
                     _ => false,
                 };
@@ -190,10 +198,10 @@ impl Run {
                 Some(Finished::Staged { .. }) => true,
                 Some(Finished::Same(_)) | None => return Ok(()),
             };
-            let (not_gone, staged) = self.keep(group_external_id, is_whole, &found).await?;
-            self.staged.gone_members.fetch_sub(not_gone, Ordering::Relaxed);
+            let Kept { not_gone, staged } = self.keep(group_external_id, is_whole, &found).await?;
+            self.staged.gone_members.fetch_sub(not_gone.len() as u64, Ordering::Relaxed);
             self.staged.members.fetch_add(staged, Ordering::Relaxed);
-            if not_gone + staged == 0 {
+            if not_gone.is_empty() && staged == 0 {
                 return Ok(());
             }
             // INVARIANT: the digest of a listing that missed somebody is not remembered: the mirror has other members (held by
@@ -201,7 +209,7 @@ impl Run {
             match staging.finished.get_mut(group_external_id) {
                 Some(Finished::Compared { digest, same, .. }) => {
                     *digest = None;
-                    *same += not_gone;
+                    *same += not_gone.iter().filter(|is_own| **is_own).count() as u64;
                 }
                 Some(Finished::Staged { digest, members }) => {
                     *digest = None;
@@ -214,14 +222,14 @@ impl Run {
         .await
     }
 
-    /// Takes members out of those who would go, and stages the others that the mirror has; users only where a listing is staged
-    /// as a whole. Says how many of either.
+    /// Takes members out of those who would go, and stages the others that the mirror has; the directory's own users only where a
+    /// listing is staged as a whole.
     async fn keep(
         &self,
         group_external_id: &str,
         is_whole: bool,
         members: &StagedMembers,
-    ) -> Result<(u64, u64), Error> {
+    ) -> Result<Kept, Error> {
         let [mut kinds, mut ids, mut roles] = [const { Vec::new() }; 3];
         let mut names = Vec::new();
         for member in members.iter() {
@@ -230,25 +238,26 @@ impl Run {
             names.push(member.name.map(ToOwned::to_owned));
             roles.push(member.role.as_str().to_owned());
         }
-        let not_gone = sqlx::query!(
+        let not_gone = sqlx::query_scalar!(
             r#"
             with listed as materialized (
-                select u.user_id
+                select u.user_id, u.directory_id is not distinct from $5 as is_own
                 from unnest($3::text[], $4::text[]) as l (kind, external_id)
                 join authz.users u on u.external_id = l.external_id
                 where l.kind = 'user'
             )
             delete from authz.sync_stage_gone_members x using listed l
             where x.run_id = $1 and x.group_external_id = $2 and x.user_id = l.user_id
+            returning l.is_own as "is_own!"
             "#,
             self.run_id,
             group_external_id,
             &kinds,
             &ids,
+            self.directory_id,
         )
-        .execute(&self.pool)
-        .await?
-        .rows_affected();
+        .fetch_all(&self.pool)
+        .await?;
         let staged = sqlx::query!(
             r#"
             with listed as materialized (
@@ -263,7 +272,8 @@ impl Run {
                 from listed l
                 join authz.users u on u.external_id = l.external_id
                 join authz.group_users m on m.user_id = u.user_id and m.group_id = (select group_id from here)
-                where l.kind = 'user' and $8
+                -- Guests are staged always: the plan knows by that who still is one.
+                where l.kind = 'user' and ($8 or u.directory_id is distinct from $3)
                 union all
                 select l.*
                 from listed l
@@ -295,6 +305,6 @@ impl Run {
         .execute(&self.pool)
         .await?
         .rows_affected();
-        Ok((not_gone, staged))
+        Ok(Kept { not_gone, staged })
     }
 }

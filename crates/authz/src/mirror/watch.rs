@@ -11,8 +11,8 @@ use crate::error::Error;
 /// A session that is to watch another one.
 pub(super) struct Watcher(Transaction<'static, Postgres>);
 
-/// Ends a session that waits for us in the middle of a `COPY` or of an answer for as long as a lease lasts. It is over with the
-/// transaction that is watched.
+/// Ends a session that waits for us in the middle of a `COPY`, or of an answer, for as long as a lease lasts. It is over with the
+/// transaction that is watched. A run that copies nothing in its plan or apply has none: its answers there are short.
 pub(super) struct Watch {
     _beside: Beside<()>,
 }
@@ -63,7 +63,10 @@ impl Watcher {
         let mut tx = begin_alone(pool).await?;
         // A role sees sessions by the role that they logged in as.
         sqlx::query!(
-            r#"select set_config('statement_timeout', '0', true) as "timeout!", set_config('role', 'none', true) as "role!""#
+            r#"
+            select set_config('statement_timeout', '0', true) as "timeout!", set_config('role', 'none', true) as "role!",
+                   set_config('idle_in_transaction_session_timeout', '0', true) as "idle!"
+            "#
         )
         .fetch_one(&mut *tx)
         .await?;
