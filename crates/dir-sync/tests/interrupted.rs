@@ -182,6 +182,22 @@ async fn process_paused_in_the_crawl_wakes_up_without_its_lease_and_writes_nothi
     assert_cleared(&pool, paused_id).await;
 }
 
+/// One of the next runs is not held up by the paused process, which writes nothing when it goes on.
+async fn assert_taken_over(pool: &PgPool, paused: Running, paused_id: i64, program: &Program) {
+    let mut next = program.output().await;
+    while next.code == 5 {
+        next = program.output().await; // as the next ones of a CronJob
+    }
+    assert_eq!(next.code, 0, "{next:?}");
+    let after = written_rows(pool).await;
+    paused.signal(Signal::CONT);
+    let outcome = paused.output().await;
+    assert_eq!((outcome.code, outcome.status().as_str()), (5, "failed"), "{outcome:?}");
+    assert!(outcome.error().contains("lost its lease"), "{outcome:?}");
+    assert_eq!(written_rows(pool).await, after);
+    assert_eq!(run_status(pool, paused_id).await, "abandoned");
+}
+
 /// There the server waits for its client without end, with all locks.
 #[tokio::test]
 async fn process_paused_in_a_copy_does_not_hold_up_the_next_run_and_writes_nothing() {
@@ -205,18 +221,7 @@ async fn process_paused_in_a_copy_does_not_hold_up_the_next_run_and_writes_nothi
     let paused_id = newest_run(&pool).await.0;
     paused.signal(Signal::STOP);
     locker.rollback().await.unwrap();
-    let mut next = Program::job("run", database.url()).file(&path).output().await;
-    while next.code == 5 {
-        next = Program::job("run", database.url()).file(&path).output().await; // as the next ones of a CronJob
-    }
-    assert_eq!(next.code, 0, "{next:?}");
-    let after = written_rows(&pool).await;
-    paused.signal(Signal::CONT);
-    let outcome = paused.output().await;
-    assert_eq!((outcome.code, outcome.status().as_str()), (5, "failed"), "{outcome:?}");
-    assert!(outcome.error().contains("lost its lease"), "{outcome:?}");
-    assert_eq!(written_rows(&pool).await, after);
-    assert_eq!(run_status(&pool, paused_id).await, "abandoned");
+    assert_taken_over(&pool, paused, paused_id, &Program::job("run", database.url()).file(&path)).await;
 }
 
 #[tokio::test]
@@ -232,18 +237,6 @@ async fn process_paused_in_the_apply_does_not_hold_up_the_next_run_and_writes_no
     paused.signal(Signal::STOP);
     locker.rollback().await.unwrap();
     let (_folder, path) = org(true).write();
-    let program = Program::job("run", database.url()).file(&path);
-    let mut next = program.output().await;
-    while next.code == 5 {
-        next = program.output().await; // as the next ones of a CronJob
-    }
-    assert_eq!(next.code, 0, "{next:?}");
+    assert_taken_over(&pool, paused, paused_id, &Program::job("run", database.url()).file(&path)).await;
     assert!(is_new(&pool).await);
-    let after = written_rows(&pool).await;
-    paused.signal(Signal::CONT);
-    let outcome = paused.output().await;
-    assert_eq!((outcome.code, outcome.status().as_str()), (5, "failed"), "{outcome:?}");
-    assert!(outcome.error().contains("lost its lease"), "{outcome:?}");
-    assert_eq!(written_rows(&pool).await, after);
-    assert_eq!(run_status(&pool, paused_id).await, "abandoned");
 }
