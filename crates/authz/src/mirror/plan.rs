@@ -232,7 +232,8 @@ impl Run {
     /// is heard of us for as long as a lease lasts (we are paused, or our machine is gone without a word).
     // INVARIANT: a run that was paused in its apply finds its transaction gone and writes nothing (held by the test
     // `process_paused_in_the_apply_does_not_hold_up_the_next_run_and_writes_nothing`). In the middle of a `COPY`, where this
-    // does nothing, by the [`Watch`], without which nothing is held to be copied (held by `process_paused_in_a_copy_does_not_hold_up_the_next_run_and_writes_nothing`).
+    // does nothing, by the [`Watch`], without which nothing is held to be copied (held by
+    // `process_paused_in_a_copy_does_not_hold_up_the_next_run_and_writes_nothing`).
     async fn prepare_session(&self, tx: &mut PgConnection) -> Result<Watched, Error> {
         let row = sqlx::query!(
             r#"
