@@ -2,7 +2,8 @@
 //! only asks questions never needs it.
 //!
 //! The order is [`Run::begin`] (takes the lease), `stage_*` (what the source lists), [`Run::missing`] and
-//! [`Run::missing_members`] (what to list once more before it is taken for gone), [`Run::plan`] (what would change), then [`Planned::apply`] or [`Planned::discard`], and [`Run::fail`] for everything that goes wrong.
+//! [`Run::missing_members`] (what to ask for once more before it is taken for gone), [`Run::plan`] (what would change), then
+//! [`Planned::apply`] or [`Planned::discard`], and [`Run::fail`] for everything that goes wrong.
 
 mod apply;
 mod beside;
@@ -37,5 +38,6 @@ pub use report::{
     ActionChange, ActionChanges, Change, Conflict, Counts, GroupChange, MembershipChange, Plan, SHOWN,
     SHOWN_ACTIONS, Shrinking, Tally, Totals, UserChange,
 };
+pub use second_look::MissingMembers;
 pub use stage::{Missing, StagedGroup, StagedMember, StagedUser};
 pub use users::StagedUsers;

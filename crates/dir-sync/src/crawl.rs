@@ -59,7 +59,7 @@ pub enum Batch {
         /// The group.
         group_id: String,
     },
-    /// Members that a second listing of the group shows: whoever the first one missed stays.
+    /// Members that a second look at the group shows: whoever the listing missed stays.
     MembersAgain {
         /// The group.
         group_id: String,
@@ -118,13 +118,22 @@ pub struct Crawl {
     /// Ids of all groups that were listed, the vanished ones included.
     pub listed: HashSet<String>,
     /// Groups whose members came on several pages, which are not of one moment.
-    pub paged: Vec<Group>,
+    pub paged: Vec<Paged>,
     /// Members of types not known here, by type; they were sent all the same.
     pub unknown_member_types: BTreeMap<String, u64>,
     /// API calls that were sent.
     pub calls: u64,
     /// The directory's customer, if known.
     pub customer_id: Option<String>,
+}
+
+/// A group whose members came on several pages.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Paged {
+    /// The group.
+    pub group: Group,
+    /// How many.
+    pub pages: usize,
 }
 
 /// A group whose members could not be listed completely.
@@ -201,7 +210,7 @@ pub async fn crawl<P: From<Batch> + Send>(
         }
     }
     vanished.sort_unstable();
-    tally.paged.retain(|group| groups.listed.contains(&group.id));
+    tally.paged.retain(|paged| groups.listed.contains(&paged.group.id));
     tally.incomplete.sort_unstable_by(|a, b| a.group_email.cmp(&b.group_email));
     let vanished_of_listed = vanished.iter().filter(|id| groups.listed.contains(*id)).count();
     let groups_left = groups.listed.len() - vanished_of_listed;
@@ -242,8 +251,7 @@ struct Tally {
     vanished: Vec<Group>,
     /// Groups with everyone of some customer among their members.
     of_everyone: Vec<Group>,
-    /// Groups whose members came on several pages.
-    paged: Vec<Group>,
+    paged: Vec<Paged>,
 }
 
 impl Tally {
@@ -409,40 +417,42 @@ impl<'a, P: From<Batch> + Send> Run<'a, P> {
     }
 
     async fn list_all_members(&self, groups: impl Stream<Item = Group>) -> Result<Tally, CrawlError> {
-        let listings = groups.map(|group| async move { (self.list_members(&group).await, group) });
+        let listings = groups.map(|group| self.list_or_forget_members(group));
         let mut listings = std::pin::pin!(listings.buffer_unordered(self.concurrency));
         let mut tally = Tally::default();
-        while let Some((listed, group)) = listings.next().await {
-            let mut memberships = 0;
-            match listed {
-                Ok(listed) => {
-                    memberships = listed.memberships;
-                    tally.add(listed);
-                }
-                Err(MembersStop::Send(error)) => return Err(error),
-                Err(MembersStop::Listing(Stop::Failed(SourceError::GroupVanished { .. }))) => {
-                    // Not done: it is looked at again at the end.
-                    tally.vanished.push(group);
-                    continue;
-                }
-                Err(MembersStop::Listing(stop)) => {
-                    // What was sent of it need not be kept.
-                    self.send(Batch::Restart(Listing::Members { group_id: group.id.clone() })).await?;
-                    tally.incomplete.push(incomplete(group, stop.nonfatal()?));
-                }
-            }
+        // INVARIANT: nothing is waited for between two listings, since the others wait in the same queues and go on only while
+        // they are polled here (held by `group_that_may_not_be_read_does_not_stop_the_others`).
+        while let Some(listed) = listings.next().await {
+            let listed = listed?;
+            // A group that was not found is not done: it is looked at again at the end.
             self.progress.send_modify(|progress| {
-                progress.groups_done += 1;
-                progress.memberships += memberships;
+                progress.groups_done += u64::from(listed.vanished.is_empty());
+                progress.memberships += listed.memberships;
             });
+            tally.add(listed);
         }
         Ok(tally)
+    }
+
+    /// One group's members; those of a group whose listing did not become complete are forgotten.
+    async fn list_or_forget_members(&self, group: Group) -> Result<Tally, CrawlError> {
+        let stop = match self.list_members(&group).await {
+            Ok(tally) => return Ok(tally),
+            Err(MembersStop::Send(error)) => return Err(error),
+            Err(MembersStop::Listing(Stop::Failed(SourceError::GroupVanished { .. }))) => {
+                return Ok(Tally { vanished: vec![group], ..Tally::default() });
+            }
+            Err(MembersStop::Listing(stop)) => stop,
+        };
+        let reason = stop.nonfatal()?;
+        self.send(Batch::Restart(Listing::Members { group_id: group.id.clone() })).await?;
+        Ok(Tally { incomplete: vec![incomplete(group, reason)], ..Tally::default() })
     }
 
     async fn list_members(&self, group: &Group) -> Result<Tally, MembersStop> {
         let mut walk = Walk::new(&self.permits, MembersOf(self.source, group));
         let mut tally = Tally::default();
-        let mut pages = 0_u64;
+        let mut pages = 0;
         loop {
             match walk.next().await.map_err(MembersStop::Listing)? {
                 Step::Page(members) => {
@@ -469,7 +479,7 @@ impl<'a, P: From<Batch> + Send> Run<'a, P> {
                 }
                 Step::Done => {
                     if pages > 1 {
-                        tally.paged.push(group.clone());
+                        tally.paged.push(Paged { group: group.clone(), pages });
                     }
                     let listed = Batch::Listed { group_id: group.id.clone() };
                     self.send(listed).await.map_err(MembersStop::Send)?;

@@ -148,6 +148,11 @@ impl Source for FileSource {
         }
     }
 
+    async fn member(&self, group: &Group, id: &str) -> Result<Option<Member>, SourceError> {
+        let members = self.members.get(&group.id).into_iter().flatten().flatten();
+        Ok(members.map(|member| self.texts.unpack(*member)).find(|member| member.id == id))
+    }
+
     fn calls(&self) -> u64 {
         0
     }

@@ -51,6 +51,7 @@ const USER_FIELDS: &str =
     "kind,nextPageToken,users(id,primaryEmail,name/fullName,suspended,archived,customerId,deletionTime)";
 const GROUP_FIELDS: &str = "kind,nextPageToken,groups(id,email,name,description)";
 const MEMBER_FIELDS: &str = "kind,nextPageToken,members(id,email,role,type)";
+const ONE_MEMBER_FIELDS: &str = "id,email,role,type";
 const USERS_PER_PAGE: &str = "500";
 const GROUPS_PER_PAGE: &str = "200";
 const MEMBERS_PER_PAGE: &str = "200";
@@ -214,6 +215,24 @@ impl Source for GoogleSource {
         let what = format!("members of group `{}`", group.email);
         let call = self.call(path, MEMBERS_PER_PAGE, MEMBER_FIELDS, what, Some(&group.email));
         self.page::<MemberShape>(call, page).await
+    }
+
+    async fn member(&self, group: &Group, id: &str) -> Result<Option<Member>, SourceError> {
+        let [group_key, member_key] = [&group.id, id].map(|key| utf8_percent_encode(key, SEGMENT));
+        let path = format!("admin/directory/v1/groups/{group_key}/members/{member_key}");
+        let what = format!("member `{id}` of group `{}`", group.email);
+        let mut params = Params::with_capacity(1);
+        params.push("fields", ONE_MEMBER_FIELDS);
+        let call = Call { path, params, what, group: Some(&group.email) };
+        match self.client.get::<MemberShape>(&call).await {
+            Ok(shape) => {
+                let member = shape.into_member(id);
+                member.map(Some).map_err(|problem| SourceError::Malformed { what: call.what, problem })
+            }
+            // Of the group or of the member: the answer is the same.
+            Err(SourceError::GroupVanished { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     fn calls(&self) -> u64 {

@@ -1,6 +1,5 @@
 //! One run: crawl, stage, plan, guard, apply, report, in this order.
 
-use std::collections::HashSet;
 use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
@@ -355,13 +354,14 @@ impl DirectorySync {
     // INVARIANT: nobody loses a membership whom one of two listings shows (held by
     // `member_who_moves_between_two_pages_stays`).
     async fn look_for_members(&self, run: &Run, crawled: Crawl) -> Result<Crawl, RunError> {
-        let paged: Vec<_> = crawled.paged.iter().map(|group| group.id.clone()).collect();
-        let missing = run.missing_members(&paged, self.options.include_external).await?;
-        let missing: HashSet<_> = missing.into_iter().collect();
+        // To ask for each costs no more calls than its pages did, and is answered for certain.
+        let paged = crawled.paged.iter().map(|paged| (paged.group.id.clone(), paged.pages)).collect();
+        let mut missing = run.missing_members(&paged, self.options.include_external).await?;
         if missing.is_empty() {
             return Ok(crawled);
         }
-        let groups = crawled.paged.iter().filter(|group| missing.contains(&group.id)).cloned().collect();
+        let groups = crawled.paged.iter().map(|paged| &paged.group);
+        let groups = groups.filter_map(|group| Some((group.clone(), missing.remove(&group.id)?))).collect();
         let (source, options) = (Arc::clone(&self.source), self.crawl_options());
         let reading = |pages| crawl_members_again(source, options, groups, crawled, pages);
         Ok(self.stage_while(run, reading).await?.0)

@@ -96,6 +96,12 @@ pub trait Source: Send + Sync {
     /// [`SourceError::GroupVanished`] if the directory does not know the group any more; else as above.
     async fn members(&self, group: &Group, page: Option<&PageToken>) -> Result<Page<Member>, SourceError>;
 
+    /// The direct member of a group that has this id, be it a user or a nested group; `None` if there is none, or no such group.
+    ///
+    /// # Errors
+    /// As above.
+    async fn member(&self, group: &Group, id: &str) -> Result<Option<Member>, SourceError>;
+
     /// API calls sent so far, retries included, calls for a token not.
     fn calls(&self) -> u64;
 

@@ -111,6 +111,11 @@ impl Source for Fake {
         self.page(&group.id, self.members.get(&group.id).unwrap_or(&none), page).await
     }
 
+    async fn member(&self, group: &Group, id: &str) -> Result<Option<Member>, SourceError> {
+        let members = self.members.get(&group.id).into_iter().flatten();
+        Ok(members.cloned().find(|member| member.id == id))
+    }
+
     fn calls(&self) -> u64 {
         self.calls.load(Ordering::SeqCst)
     }

@@ -264,6 +264,38 @@ async fn refusal_names_what_to_change() {
 }
 
 #[tokio::test]
+async fn group_that_may_not_be_read_does_not_stop_the_others() {
+    let workspace = workspace(Directory::from_file(organisation()).unwrap()).await;
+    let (_, whole) = workspace.crawled().await;
+    let forbidden: Vec<_> = whole.groups.keys().step_by(9).cloned().collect();
+    for group in &forbidden {
+        let fault = Fault::new(Target::members_of(group.clone()), Effect::status(403, "forbidden"));
+        workspace.emulator.add_fault(fault);
+    }
+    let (crawl, held) = workspace.crawled().await;
+    let crawl = crawl.unwrap();
+    let mut incomplete: Vec<_> = crawl.incomplete.iter().map(|group| group.group_id.clone()).collect();
+    incomplete.sort_unstable();
+    assert_eq!(incomplete, forbidden);
+    assert!(crawl.incomplete.iter().all(|group| group.reason.contains("403 forbidden")), "{crawl:?}");
+    assert_eq!(held.members.len(), whole.members.len() - forbidden.len());
+}
+
+/// That is a matter of rights, and not of one group after the other.
+#[tokio::test]
+async fn groups_none_of_which_may_be_read_stop_the_crawl() {
+    let workspace = workspace(Directory::from_file(organisation()).unwrap()).await;
+    let members = Target::prefix("/admin/directory/v1/groups/");
+    workspace.emulator.add_fault(Fault::new(members, Effect::status(403, "forbidden")));
+    let error = workspace.crawled().await.0.unwrap_err();
+    assert!(
+        matches!(&error, CrawlError::Fatal(error) if error.to_string().contains("admin role")),
+        "{error}"
+    );
+    assert!(workspace.emulator.call_count() < 50, "{}", workspace.emulator.call_count());
+}
+
+#[tokio::test]
 async fn missing_delegation_names_client_scopes_and_page() {
     let workspace = small_workspace().await;
     workspace.emulator.add_fault(Fault::new(Target::token(), Effect::status(401, "unauthorized_client")));

@@ -179,12 +179,8 @@ async fn member_who_moves_between_two_pages_stays() {
         workspace.emulator.add_fault(Fault::new(Target::members_of("g"), change).on_call(2));
         let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
         assert_eq!(report.counts.memberships.removed, 0, "{moved} {by_hand}: {report}");
-        let calls = 1 + 1 + (3 + 1) + 3;
-        assert_eq!(
-            workspace.emulator.call_count(),
-            calls,
-            "the members of the group once more, and nothing else"
-        );
+        let calls = 1 + 1 + (3 + 1) + 1;
+        assert_eq!(workspace.emulator.call_count(), calls, "the one who is missing, and nothing else");
         // What was gone in between goes with the next run, and then all is as it was.
         let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
         assert_eq!((report.status, report.counts.memberships.removed), (Status::Applied, 1), "{report}");
@@ -192,6 +188,64 @@ async fn member_who_moves_between_two_pages_stays() {
         let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
         assert_eq!((report.status, report.api_calls), (Status::Unchanged, 1 + 1 + 3 + 1), "{report}");
     }
+}
+
+/// Than to ask for each it takes fewer calls to list all.
+#[tokio::test]
+async fn members_are_listed_again_where_more_are_missing_than_there_are_pages() {
+    let (_database, pool) = database().await;
+    let org = one_group(0..450);
+    applied(&pool, &org).await;
+    let workspace = workspace(org.directory()).await;
+    let after = one_group(std::iter::once(449).chain(3..449));
+    let change = Effect::ReplaceDirectory(Arc::new(after.directory()));
+    workspace.emulator.add_fault(Fault::new(Target::members_of("g"), change).on_call(2));
+    run(&pool, MAIN, workspace.source().await, unlimited()).await;
+    assert_eq!(memberships_of(&pool, "u449").await, 1);
+    // Three who were there on the first page, and who has moved.
+    let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
+    assert_eq!((report.counts.memberships.removed, report.api_calls), (3, 1 + 1 + (3 + 1) + 3), "{report}");
+    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&after.json(), false));
+}
+
+fn each_member_of(group: &str) -> Target {
+    Target::prefix(format!("/admin/directory/v1/groups/{group}/members/"))
+}
+
+#[tokio::test]
+async fn members_are_listed_again_where_one_cannot_be_asked_for() {
+    let (_database, pool) = database().await;
+    let org = one_group(0..450);
+    applied(&pool, &org).await;
+    let workspace = workspace(org.directory()).await;
+    let after = one_group(std::iter::once(449).chain((0..449).filter(|n| *n != 9)));
+    let change = Effect::ReplaceDirectory(Arc::new(after.directory()));
+    workspace.emulator.add_fault(Fault::new(Target::members_of("g"), change).on_call(2));
+    workspace
+        .emulator
+        .add_fault(Fault::new(each_member_of("g"), Effect::status(400, "badRequest")).on_call(1));
+    let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
+    assert_eq!((report.counts.memberships.removed, report.incomplete.len()), (0, 0), "{report}");
+    assert_eq!(report.api_calls, 1 + 1 + (3 + 1) + (1 + 3), "one question, then the listing");
+    let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
+    assert_eq!((report.status, report.counts.memberships.removed), (Status::Applied, 1), "{report}");
+    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&after.json(), false));
+}
+
+/// The next run finds that it is gone.
+#[tokio::test]
+async fn group_that_goes_before_its_members_are_asked_for_spoils_nothing() {
+    let (_database, pool) = database().await;
+    let org = one_group(0..450).member("h", "u001");
+    applied(&pool, &org).await;
+    let workspace = workspace(org.clone().without_member("g", "u449").directory()).await;
+    let after = org.without_group("g");
+    let change = Effect::ReplaceDirectory(Arc::new(after.directory()));
+    workspace.emulator.add_fault(Fault::new(each_member_of("g"), change).on_call(1));
+    let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
+    assert_eq!((report.status, report.counts.memberships.removed), (Status::Applied, 1), "{report}");
+    run(&pool, MAIN, workspace.source().await, unlimited()).await;
+    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&after.json(), false));
 }
 
 /// Its digest is that of the listing that missed somebody, and not of what the mirror has.
@@ -224,8 +278,12 @@ async fn second_look_at_members_that_fails_removes_nobody_from_that_group() {
     applied(&pool, &org).await;
     let after = org.clone().without_member("g", "u449").without_member("h", "u001");
     let workspace = workspace(after.directory()).await;
-    let fault = Fault::new(Target::members_of("g"), Effect::status(400, "badRequest")).from_call(4);
-    workspace.emulator.add_fault(fault);
+    for fault in [
+        Fault::new(Target::members_of("g"), Effect::status(400, "badRequest")).from_call(4),
+        Fault::new(each_member_of("g"), Effect::status(400, "badRequest")),
+    ] {
+        workspace.emulator.add_fault(fault);
+    }
     let report = run(&pool, MAIN, workspace.source().await, unlimited()).await;
     assert_eq!((report.status, report.incomplete.len()), (Status::Partial, 1), "{report}");
     assert_eq!((memberships_of(&pool, "u449").await, memberships_of(&pool, "u001").await), (1, 1));

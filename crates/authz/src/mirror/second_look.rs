@@ -11,6 +11,26 @@ use super::members::{Staged, StagedMembers};
 use super::stage_members::{Finished, Staging};
 use crate::error::Error;
 
+/// Who is missing in a group: what to ask the directory before an absence is believed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MissingMembers {
+    /// These users and groups of the directory, by their ids: ask for each whether it is a member.
+    Each(Vec<String>),
+    /// So many, or one whom it may not be possible to ask for: list the members once more.
+    Many,
+}
+
+impl MissingMembers {
+    /// One more is missing; at most `most` are worth a question each.
+    fn add(&mut self, external_id: String, can_be_asked_for: bool, most: usize) {
+        match self {
+            Self::Each(ids) if can_be_asked_for && ids.len() < most => ids.push(external_id),
+            Self::Each(_) | Self::Many => *self = Self::Many,
+        }
+    }
+}
+
 /// Who is missing in which group: prints of the ids, ascending. Many may be.
 #[derive(Default)]
 pub(super) struct Missed(HashMap<String, Vec<u128>>);
@@ -24,10 +44,6 @@ impl Missed {
         for prints in self.0.values_mut() {
             prints.sort_unstable();
         }
-    }
-
-    fn groups(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
     }
 
     /// Those of the members who are missing in the group.
@@ -64,23 +80,24 @@ impl Run {
     /// Those of these groups that would lose a member whom the directory still lists among its users or groups, or who can be a
     /// guest if those are let in. To be called when the listings are done, those included that [`Run::missing`] asks for.
     ///
-    /// As with users and groups, a listing of several pages can miss whoever moves from one page to another: list the members
-    /// of these groups again, and let [`Run::keep_members`] know, before an absence is believed.
+    /// As with users and groups, a listing of several pages can miss whoever moves from one page to another: ask for those
+    /// members or list the groups' members again, and let [`Run::keep_members`] know, before an absence is believed.
+    /// `groups` has the ids of the groups, each with the number of members up to which it is better to ask for each.
     ///
     /// # Errors
     /// [`Error::Database`] if the database does not answer; the run cannot be planned any more then.
     pub async fn missing_members(
         &self,
-        groups: &[String],
+        groups: &HashMap<String, usize>,
         include_external: bool,
-    ) -> Result<Vec<String>, Error> {
-        let (mut missing, mut groups_missing) = (Missed::default(), Vec::new());
+    ) -> Result<HashMap<String, MissingMembers>, Error> {
+        let (mut missing, mut by_group) = (Missed::default(), HashMap::new());
         self.step(async {
             let mut staging = self.staging.lock().await;
             self.take_in_users(&mut staging).await?;
             self.settle_groups(&mut staging).await?;
             let (mut compared, mut whole) = (Vec::new(), Vec::new());
-            for group in groups {
+            for group in groups.keys() {
                 match staging.finished.get(group) {
                     Some(Finished::Compared { .. }) => compared.push(group.clone()),
                     Some(Finished::Staged { .. }) => whole.push(group.clone()),
@@ -143,24 +160,32 @@ impl Run {
             .fetch(&self.pool);
             while let Some(row) = rows.try_next().await? {
                 let print = hasher.of_id(&row.member);
+                let is_listed = match row.kind.as_str() {
+                    "user" => users.has_seen(print),
+                    "group" => seen_groups.find(place(print), |seen| *seen == print).is_some(),
+                    _ => false,
+                };
                 // Whoever the directory does not list at all is in no group of it, but as a guest.
                 let is_gone = match row.kind.as_str() {
-                    "user" => !include_external && !users.has_seen(print),
-                    "group" => seen_groups.find(place(print), |seen| *seen == print).is_none(),
+                    "user" => !include_external && !is_listed,
+                    "group" => !is_listed,
                     _ => false,
                 };
                 if !is_gone {
+                    let most = groups.get(&row.group).copied().unwrap_or_default();
+                    let in_group = by_group.entry(row.group.clone());
+                    let in_group = in_group.or_insert_with(|| MissingMembers::Each(Vec::new()));
+                    in_group.add(row.member, is_listed, most);
                     missing.note(row.group, &row.kind, print);
                 }
             }
             drop(rows);
             missing.sort();
             staging.missed = missing;
-            groups_missing = staging.missed.groups();
             Ok(())
         })
         .await?;
-        Ok(groups_missing)
+        Ok(by_group)
     }
 
     /// Those of the groups that have members in the mirror.
@@ -181,7 +206,7 @@ impl Run {
         .await?)
     }
 
-    /// Takes a page of a second listing of a group's members: whoever of them the mirror has, and the first listing has
+    /// Takes members who a second look shows are in the group: whoever of them the mirror has, and the first listing has
     /// missed, stays. Whoever comes with the second one only is left to the next run.
     ///
     /// # Errors

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use authz::mirror::Missing;
+use authz::mirror::{Missing, MissingMembers};
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::mpsc;
 
 use super::walk::{Groups, MembersOf, Step, Stop, Users, Walk};
 use super::{Batch, Crawl, CrawlError, CrawlOptions, Listing, NOT_FOUND, Run, incomplete, warn_of};
-use crate::source::{Group, Source};
+use crate::source::{Group, Source, SourceError, error_chain};
 
 /// Lists users, groups or both once more and sends on what is on their pages, as [`crawl()`](super::crawl()) does, and the members of groups
 /// that the crawl before has not listed. Adds to it what was found.
@@ -76,28 +76,29 @@ pub async fn crawl_again<P: From<Batch> + Send>(
     Ok(before)
 }
 
-/// Lists the members of these groups once more and sends them on as [`Batch::MembersAgain`]. Adds to the crawl before the groups
-/// for which that failed, as incomplete.
+/// Asks once more for the members that are missing in these groups and sends on as [`Batch::MembersAgain`] who is there. Where many
+/// are missing, or an answer does not come, the members are listed again. Adds to the crawl before the groups for which that
+/// failed, as incomplete.
 ///
 /// # Errors
 /// [`CrawlError`] if the directory refuses us, or if the receiver is gone.
 pub async fn crawl_members_again<P: From<Batch> + Send>(
     source: Arc<dyn Source>,
     options: CrawlOptions,
-    groups: Vec<Group>,
+    groups: Vec<(Group, MissingMembers)>,
     mut before: Crawl,
     pages: mpsc::Sender<P>,
 ) -> Result<Crawl, CrawlError> {
     let calls_before = source.calls();
-    let run = Run::new(source.as_ref(), &options, pages);
-    let listings = stream::iter(groups).map(|group| async {
-        let listed = run.list_members_again(&group).await;
-        (listed, group)
+    let run = &Run::new(source.as_ref(), &options, pages);
+    let looks = stream::iter(groups).map(|(group, missing)| async move {
+        let looked = run.look_at_members_again(&group, &missing).await;
+        (looked, group)
     });
-    let mut listings = std::pin::pin!(listings.buffer_unordered(run.concurrency));
+    let mut looks = std::pin::pin!(looks.buffer_unordered(run.concurrency));
     let mut failed = Vec::new();
-    while let Some((listed, group)) = listings.next().await {
-        if let Some(stop) = listed? {
+    while let Some((looked, group)) = looks.next().await {
+        if let Some(stop) = looked? {
             failed.push(incomplete(group, stop.nonfatal()?));
         }
     }
@@ -109,6 +110,48 @@ pub async fn crawl_members_again<P: From<Batch> + Send>(
 }
 
 impl<P: From<Batch> + Send> Run<'_, P> {
+    /// Says why it is not known who is there, if it is not.
+    async fn look_at_members_again(
+        &self,
+        group: &Group,
+        missing: &MissingMembers,
+    ) -> Result<Option<Stop>, CrawlError> {
+        if let MissingMembers::Each(ids) = missing {
+            match self.ask_for_members(group, ids).await? {
+                None => return Ok(None),
+                Some(error) => {
+                    let reason = error_chain(&error);
+                    tracing::info!(group = group.email, reason, "lists the members again instead");
+                }
+            }
+        }
+        self.list_members_again(group).await
+    }
+
+    /// Says which answer did not come, if one did not.
+    async fn ask_for_members(
+        &self,
+        group: &Group,
+        ids: &[String],
+    ) -> Result<Option<SourceError>, CrawlError> {
+        for id in ids {
+            let answer = {
+                let _permit = self.permits.acquire().await.ok();
+                self.source.member(group, id).await
+            };
+            match answer {
+                Ok(Some(member)) => {
+                    let members = vec![member];
+                    self.send(Batch::MembersAgain { group_id: group.id.clone(), members }).await?;
+                }
+                Ok(None) => {}
+                Err(error) if error.is_fatal() => return Err(CrawlError::Fatal(error)),
+                Err(error) => return Ok(Some(error)),
+            }
+        }
+        Ok(None)
+    }
+
     /// Says why the listing did not come to its end, if it did not.
     async fn list_members_again(&self, group: &Group) -> Result<Option<Stop>, CrawlError> {
         let mut walk = Walk::new(&self.permits, MembersOf(self.source, group));

@@ -1,7 +1,7 @@
 //! One API call: signed in, held to the quota, bounded in time, tried again where that helps.
 
 use std::io::Read;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use flate2::read::MultiGzDecoder;
@@ -32,6 +32,9 @@ const STOPPED_ANSWERING: &str = "the directory has stopped answering, so it was 
 const LEFT_ALONE: &str =
     "the directory wants to be left alone for longer than a call may wait, so it was not asked again";
 
+/// Groups in a row that may not be read after which it is taken for granted that none may be.
+const FORBIDDEN_GROUPS: u32 = 16;
+
 /// What one call is for.
 pub(super) struct Call<'a> {
     /// The path below the base address, keys already percent-encoded.
@@ -52,6 +55,7 @@ pub(super) struct ApiClient {
     limiter: Limiter,
     throttle: Throttle,
     breaker: Breaker,
+    forbidden_in_a_row: AtomicU32,
     retry: RetryPolicy,
     request_timeout: Duration,
     calls: AtomicU64,
@@ -74,6 +78,7 @@ impl ApiClient {
             limiter,
             throttle,
             breaker: Breaker::default(),
+            forbidden_in_a_row: AtomicU32::new(0),
             retry,
             request_timeout,
             calls: AtomicU64::new(0),
@@ -114,6 +119,9 @@ impl ApiClient {
                 Ok(Ok(answer)) => {
                     self.breaker.answered();
                     self.throttle.answered();
+                    if asked.one_group {
+                        self.forbidden_in_a_row.store(0, Ordering::Relaxed);
+                    }
                     return Ok(answer);
                 }
                 Ok(Err(failure)) => failure,
@@ -126,6 +134,15 @@ impl ApiClient {
                     refreshed = true;
                     token = self.sign_in.token_after(&token).await?;
                     continue;
+                }
+                Failure::GroupForbidden { answer, message } => {
+                    self.breaker.answered();
+                    let before = self.forbidden_in_a_row.fetch_add(1, Ordering::Relaxed);
+                    return Err(if before + 1 < FORBIDDEN_GROUPS {
+                        SourceError::Rejected { what: call.what.clone(), answer }
+                    } else {
+                        SourceError::Refused { message }
+                    });
                 }
                 other => {
                     self.breaker.answered();
@@ -239,7 +256,9 @@ fn final_error(failure: Failure, call: &Call<'_>) -> SourceError {
         Failure::GroupVanished => {
             SourceError::GroupVanished { group: call.group.unwrap_or_default().to_owned() }
         }
-        Failure::Rejected { answer } => SourceError::Rejected { what, answer },
+        Failure::Rejected { answer } | Failure::GroupForbidden { answer, .. } => {
+            SourceError::Rejected { what, answer }
+        }
         Failure::Refused { message } => SourceError::Refused { message },
         Failure::Malformed { problem } => SourceError::Malformed { what, problem },
         // `get` keeps these two for itself while attempts are left.

@@ -35,6 +35,8 @@ pub(super) enum Failure {
     Rejected { answer: String },
     /// Someone has to change a setting first.
     Refused { message: String },
+    /// The one group may not be read; if none may, `message` says what to change.
+    GroupForbidden { answer: String, message: String },
     /// An answer of another shape.
     Malformed { problem: String },
 }
@@ -104,7 +106,7 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], ask
         {
             Failure::RateLimited { retry_after, cause: answer.into() }
         }
-        403 => Failure::Refused { message: forbidden(&error, &answer) },
+        403 => forbidden(&error, answer, asked),
         401 => Failure::Unauthorised { answer },
         408 | 500..=599 => Failure::Transient { retry_after, cause: answer.into() },
         400 if asked.page_token && error.has_reason(&["invalid", "badRequest"]) => Failure::StalePageToken,
@@ -132,29 +134,32 @@ fn api_disabled(answer: &str) -> String {
     )
 }
 
-fn forbidden(error: &ApiError, answer: &str) -> String {
+fn forbidden(error: &ApiError, answer: String, asked: Asked) -> Failure {
     let scope_missing = error.has_reason(&["insufficientPermissions", "ACCESS_TOKEN_SCOPE_INSUFFICIENT"])
         || error.message.contains("scope");
     if scope_missing {
-        return format!(
+        let message = format!(
             "the sign-in lacks a scope ({answer}); authorise the service account's client id for `{}` and `{}` in the \
              Admin console under {}",
             super::USER_SCOPE,
             super::GROUP_SCOPE,
             super::DELEGATION_PAGE
         );
+        return Failure::Refused { message };
     }
     if error.has_reason(&["domainCannotUseApis"]) {
-        return format!(
+        let message = format!(
             "the domain does not allow the API ({answer}); turn on API access in the Admin console under Security > \
              Access and data control > API controls"
         );
+        return Failure::Refused { message };
     }
-    format!(
+    let message = format!(
         "the directory may not be read ({answer}); give the subject (`--google-subject`), or the service account if there \
          is none, an admin role with the rights Users > Read and Groups > Read in the Admin console under Account > Admin \
          roles"
-    )
+    );
+    if asked.one_group { Failure::GroupForbidden { answer, message } } else { Failure::Refused { message } }
 }
 
 /// The pause an answer asks for: seconds, or a date that is read against the answer's own `Date`.
@@ -198,6 +203,16 @@ mod tests {
         ] {
             let Failure::Refused { message } = refusal(403, reason, LISTING) else { panic!("{reason}") };
             assert!(message.contains(hint), "{message}");
+        }
+    }
+
+    #[test]
+    fn forbidden_is_about_the_group_unless_it_is_about_the_sign_in() {
+        let group = Asked { one_group: true, ..LISTING };
+        let Failure::GroupForbidden { answer, message } = refusal(403, "forbidden", group) else { panic!() };
+        assert!(answer.contains("403") && message.contains("admin role"), "{answer} {message}");
+        for reason in ["insufficientPermissions", "domainCannotUseApis", "accessNotConfigured"] {
+            assert!(matches!(refusal(403, reason, group), Failure::Refused { .. }), "{reason}");
         }
     }
 

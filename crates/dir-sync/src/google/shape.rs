@@ -151,6 +151,20 @@ impl Shape for MemberShape {
     }
 }
 
+impl MemberShape {
+    /// The member that was asked for by its id.
+    ///
+    /// # Errors
+    /// What does not fit, as text without the answer's content.
+    pub(crate) fn into_member(self, id: &str) -> Result<Member, String> {
+        match self.into_item() {
+            Ok(Some(member)) if member.id == id => Ok(member),
+            Ok(Some(_) | None) => Err("it is of another member".to_owned()),
+            Err(lacking) => Err(lacking.to_string()),
+        }
+    }
+}
+
 /// One page of a listing as sent. An empty collection omits its key, so it is the `kind` that tells an empty page from an
 /// answer of something else.
 #[derive(Debug)]
@@ -262,6 +276,15 @@ mod tests {
             members[1],
             Member { id: "C1".into(), email: None, role: String::new(), kind: MemberKind::Customer }
         );
+    }
+
+    #[test]
+    fn answer_about_another_member_is_not_taken() {
+        let answer = |answer: Value| serde_json::from_value::<MemberShape>(answer).unwrap().into_member("1");
+        assert_eq!(answer(json!({"id": "1", "type": "USER", "role": "OWNER"})).unwrap().role, "OWNER");
+        for other in [json!({}), json!({"id": "1"}), json!({"id": "2", "type": "USER"})] {
+            assert!(answer(other.clone()).is_err(), "{other}");
+        }
     }
 
     #[test]
