@@ -53,7 +53,13 @@ pub(crate) async fn migrated() -> (Database, PgPool) {
 pub(crate) fn options() -> Options {
     let all = Limit::new(100, u64::MAX);
     Options {
-        limits: Limits { users: all, groups: all, memberships: all, members_of_group: all },
+        limits: Limits {
+            users: all,
+            groups: all,
+            memberships: all,
+            members_of_group: all,
+            losing_users: all,
+        },
         ..Options::default()
     }
 }

@@ -180,6 +180,9 @@ pub struct Job {
     /// Members that one group which stays may lose at once.
     #[arg(long, env = "DIR_SYNC_MAX_REMOVED_MEMBERS_OF_GROUP", value_name = "LIMIT", default_value_t = Limits::default().members_of_group)]
     pub max_removed_members_of_group: Limit,
+    /// Users who may lose an action at once, in whatever way: one nested group less can take it from many.
+    #[arg(long, env = "DIR_SYNC_MAX_LOSING_USERS", value_name = "LIMIT", default_value_t = Limits::default().losing_users)]
+    pub max_losing_users: Limit,
     /// Add and change only: users, groups and memberships that the directory lists no more stay. The run is partial if
     /// there are any.
     #[arg(long, env = "DIR_SYNC_NO_REMOVE")]
@@ -432,6 +435,7 @@ impl Job {
                 groups: self.max_removed_groups,
                 memberships: self.max_removed_memberships,
                 members_of_group: self.max_removed_members_of_group,
+                losing_users: self.max_losing_users,
             },
             approve: self.approve.clone(),
             concurrency: usize::from(self.concurrency),

@@ -85,17 +85,20 @@ pub struct Limits {
     pub memberships: Limit,
     /// Members by which one group shrinks that itself stays: those who come in the place of others count against them.
     pub members_of_group: Limit,
+    /// Users who lose an action, in whatever way: one nested group less, or "everyone", can take it from many.
+    pub losing_users: Limit,
 }
 
 impl Default for Limits {
-    /// A tenth; in small directories three users, three groups, ten memberships, but not more than half, rounded up. Of one group
-    /// half the members; of a small group five.
+    /// A tenth; in small directories three users, three groups, ten memberships, ten users who lose an action, but not more than
+    /// half, rounded up. Of one group half the members; of a small group five.
     fn default() -> Self {
         Self {
             users: Limit::new(10, 3),
             groups: Limit::new(10, 3),
             memberships: Limit::new(10, 10),
             members_of_group: Limit::new(50, 5),
+            losing_users: Limit::new(10, 10),
         }
     }
 }
@@ -144,6 +147,15 @@ pub enum Violation {
         /// How many may.
         limit: u64,
     },
+    /// More users would lose an action than may.
+    TooManyLosing {
+        /// How many would.
+        losing: u64,
+        /// Of how many.
+        there: u64,
+        /// How many may.
+        limit: u64,
+    },
     /// Groups that stay would shrink by more members than they may.
     EmptiedGroups {
         /// Some of them, those that lose most first.
@@ -183,6 +195,9 @@ impl fmt::Display for Violation {
             }
             Self::TooMany { kind, going, there, limit } => {
                 write!(f, "{going} of {there} {kind} would be removed, at most {limit} may at once")
+            }
+            Self::TooManyLosing { losing, there, limit } => {
+                write!(f, "{losing} of {there} users would lose an action, at most {limit} may at once")
             }
             Self::EmptiedGroups { groups, more } => {
                 for (n, EmptiedGroup { group, there, left, limit }) in groups.iter().enumerate() {
@@ -228,6 +243,13 @@ pub fn judge(plan: &Plan, limits: &Limits) -> Vec<Violation> {
         } else if going > limit.of(there) {
             violations.push(Violation::TooMany { kind, going, there, limit: limit.of(there) });
         }
+    }
+    let losing = plan.actions.users_losing;
+    // Users of other directories, and local ones, can be in its groups.
+    let there = plan.before.users.max(losing);
+    let limit = limits.losing_users.of(there);
+    if losing > limit {
+        violations.push(Violation::TooManyLosing { losing, there, limit });
     }
     let emptied = plan.shrinking.iter().filter_map(|group| {
         let limit = limits.members_of_group.of_group(group.before);

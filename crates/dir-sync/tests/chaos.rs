@@ -23,7 +23,13 @@ const STEPS: usize = 60;
 fn everything_may_go() -> Options {
     let all = Limit::new(100, 1_000);
     Options {
-        limits: Limits { users: all, groups: all, memberships: all, members_of_group: all },
+        limits: Limits {
+            users: all,
+            groups: all,
+            memberships: all,
+            members_of_group: all,
+            losing_users: all,
+        },
         ..Options::default()
     }
 }

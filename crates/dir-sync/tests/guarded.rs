@@ -4,6 +4,7 @@
 
 mod support;
 
+use dir_sync::guard::{Limit, Limits};
 use dir_sync::{Options, Report, Status};
 use directory_emulator::{Effect, Fault, Target};
 use serde_json::{Value, json};
@@ -310,4 +311,31 @@ async fn apply_that_the_database_rejects_changes_nothing_and_is_recorded() {
     assert_eq!(newest_audit(&pool).await.0, "failed");
     execute(&pool, "drop function public.reject() cascade").await;
     applied(&pool, &next).await;
+}
+
+/// What takes rights from many by one membership: a nested group, or everyone of the directory.
+#[tokio::test]
+async fn one_membership_that_many_have_their_rights_by_does_not_go_unseen() {
+    let staff = (0..30).fold(Org::new("C1").group("g1", "ops").group("g2", "staff"), |org, n| {
+        let user = format!("u{n:02}");
+        let org = org.user(&user, &user);
+        if n < 20 { org.member("g2", &user) } else { org }
+    });
+    let by_nesting = (staff.clone().nested("g1", "g2"), 20);
+    let by_everyone = (staff.clone().everyone("g1", "C1"), 30);
+    for (before, losing) in [by_nesting, by_everyone] {
+        let (_database, pool) = database().await;
+        let workspace = mirrored(&pool, &before).await;
+        grant_to_group(&pool, "ops").await;
+        workspace.emulator.replace_directory(staff.directory());
+        let refused = run_again(&pool, &workspace, Options::default()).await;
+        assert_eq!(refused.exit_code(), 3, "{refused}");
+        let expected = format!("{losing} of 30 users would lose an action, at most 10 may at once");
+        assert!(refused.to_string().contains(&expected), "{refused}");
+        assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&before.json(), false));
+        let limits = Limits { losing_users: Limit::new(100, 0), ..Limits::default() };
+        let report = run_again(&pool, &workspace, Options { limits, ..Options::default() }).await;
+        assert_eq!(report.status, Status::Applied, "{report}");
+        assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&staff.json(), false));
+    }
 }

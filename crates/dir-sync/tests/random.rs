@@ -80,7 +80,13 @@ async fn any_sequence_is_mirrored(seed: u64, externals: bool) {
     let all = Limit::new(100, 0);
     let options = Options {
         include_external: externals,
-        limits: Limits { users: all, groups: all, memberships: all, members_of_group: all },
+        limits: Limits {
+            users: all,
+            groups: all,
+            memberships: all,
+            members_of_group: all,
+            losing_users: all,
+        },
         ..Options::default()
     };
     let mut rows = BTreeMap::new();

@@ -72,7 +72,8 @@ pub(crate) fn organisation(moment: &str) -> PathBuf {
 /// Whatever goes may go.
 pub(crate) fn unlimited() -> Options {
     let all = Limit::new(100, 0);
-    let limits = Limits { users: all, groups: all, memberships: all, members_of_group: all };
+    let limits =
+        Limits { users: all, groups: all, memberships: all, members_of_group: all, losing_users: all };
     Options { limits, ..Options::default() }
 }
 
