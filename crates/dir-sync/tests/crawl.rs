@@ -113,7 +113,7 @@ impl Source for Fake {
 
     async fn member(&self, group: &Group, id: &str) -> Result<Option<Member>, SourceError> {
         let members = self.members.get(&group.id).into_iter().flatten();
-        Ok(members.cloned().find(|member| member.id == id))
+        Ok(members.into_iter().find(|member| member.id == id).cloned())
     }
 
     fn calls(&self) -> u64 {
