@@ -149,8 +149,13 @@ impl Source for FileSource {
     }
 
     async fn member(&self, group: &Group, id: &str) -> Result<Option<Member>, SourceError> {
-        let members = self.members.get(&group.id).into_iter().flatten().flatten();
-        Ok(members.map(|member| self.texts.unpack(*member)).find(|member| member.id == id))
+        let mut members = self.members.get(&group.id).into_iter().flatten().flatten();
+        let member = members.find(|member| self.texts.id(**member) == id);
+        Ok(member.map(|member| self.texts.unpack(*member)))
+    }
+
+    fn is_of_one_moment(&self) -> bool {
+        true
     }
 
     fn calls(&self) -> u64 {

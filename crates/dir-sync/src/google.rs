@@ -183,7 +183,7 @@ impl GoogleSource {
         }
         params.push("maxResults", per_page);
         params.push("fields", fields);
-        Call { path, params, what, group }
+        Call { path, params, what, group, one_member: false }
     }
 }
 
@@ -223,14 +223,13 @@ impl Source for GoogleSource {
         let what = format!("member `{id}` of group `{}`", group.email);
         let mut params = Params::with_capacity(1);
         params.push("fields", ONE_MEMBER_FIELDS);
-        let call = Call { path, params, what, group: Some(&group.email) };
+        let call = Call { path, params, what, group: Some(&group.email), one_member: true };
         match self.client.get::<MemberShape>(&call).await {
             Ok(shape) => {
                 let member = shape.into_member(id);
                 member.map(Some).map_err(|problem| SourceError::Malformed { what: call.what, problem })
             }
-            // Of the group or of the member: the answer is the same.
-            Err(SourceError::GroupVanished { .. }) => Ok(None),
+            Err(SourceError::NoSuchMember { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }

@@ -245,8 +245,8 @@ pub fn judge(plan: &Plan, limits: &Limits) -> Vec<Violation> {
         }
     }
     let losing = plan.actions.users_losing;
-    // Users of other directories, and local ones, can be in its groups.
-    let there = plan.before.users.max(losing);
+    // By a group of another kind, it can be others still.
+    let there = plan.people.max(losing);
     let limit = limits.losing_users.of(there);
     if losing > limit {
         violations.push(Violation::TooManyLosing { losing, there, limit });

@@ -332,7 +332,8 @@ impl DirectorySync {
         let (crawled, mut met) = self.stage_while(run, reading).await?;
         // INVARIANT: nobody goes whom a listing has missed because it was not of one moment (held by
         // `user_renamed_between_two_pages_is_not_removed` and `group_renamed_between_two_pages_is_not_removed`).
-        let missing = if self.options.no_remove { Missing::default() } else { run.missing().await? };
+        let look_again = !self.options.no_remove && !source.is_of_one_moment();
+        let missing = if look_again { run.missing().await? } else { Missing::default() };
         let crawled = if missing == Missing::default() {
             crawled
         } else {
@@ -342,8 +343,7 @@ impl DirectorySync {
             met.foreign_everyone += more.foreign_everyone;
             crawled
         };
-        let crawled =
-            if self.options.no_remove { crawled } else { self.look_for_members(run, crawled).await? };
+        let crawled = if look_again { self.look_for_members(run, crawled).await? } else { crawled };
         run.forget_groups(&crawled.vanished).await?;
         let incomplete: Vec<_> = crawled.incomplete.iter().map(|i| i.group_id.clone()).collect();
         run.mark_incomplete(&incomplete).await?;
@@ -351,10 +351,10 @@ impl DirectorySync {
     }
 
     /// The same for the members of groups that were listed on several pages.
-    // INVARIANT: nobody loses a membership whom one of two listings shows (held by
+    // INVARIANT: nobody loses a membership whom the listing or the second look shows (held by
     // `member_who_moves_between_two_pages_stays`).
     async fn look_for_members(&self, run: &Run, crawled: Crawl) -> Result<Crawl, RunError> {
-        // To ask for each costs no more calls than its pages did, and is answered for certain.
+        // To ask for each takes no more calls than its pages did, and is no matter of pages.
         let paged = crawled.paged.iter().map(|paged| (paged.group.id.clone(), paged.pages)).collect();
         let mut missing = run.missing_members(&paged, self.options.include_external).await?;
         if missing.is_empty() {

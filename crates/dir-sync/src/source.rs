@@ -96,11 +96,18 @@ pub trait Source: Send + Sync {
     /// [`SourceError::GroupVanished`] if the directory does not know the group any more; else as above.
     async fn members(&self, group: &Group, page: Option<&PageToken>) -> Result<Page<Member>, SourceError>;
 
-    /// The direct member of a group that has this id, be it a user or a nested group; `None` if there is none, or no such group.
+    /// The direct member of a group that has this id, be it a user or a nested group; `None` if the directory says that the group
+    /// has no such member.
     ///
     /// # Errors
-    /// As above.
+    /// As above. Any error but a fatal one has the group's members listed again instead.
     async fn member(&self, group: &Group, id: &str) -> Result<Option<Member>, SourceError>;
+
+    /// Whether all pages are of one moment, as those of a file are. Nobody can be on none of them by moving meanwhile then, and
+    /// nothing is looked for a second time.
+    fn is_of_one_moment(&self) -> bool {
+        false
+    }
 
     /// API calls sent so far, retries included, calls for a token not.
     fn calls(&self) -> u64;
@@ -121,6 +128,12 @@ pub enum SourceError {
     GroupVanished {
         /// The group's address.
         group: String,
+    },
+    /// The group has no such member.
+    #[error("the directory has no {what}")]
+    NoSuchMember {
+        /// Who was asked for, of which group.
+        what: String,
     },
     /// The directory refused a page token that it gave out before: the listing restarts from its first page.
     #[error("the directory refused the page token of the {what}; that listing has to start again")]
@@ -198,6 +211,7 @@ impl SourceError {
                 true
             }
             Self::GroupVanished { .. }
+            | Self::NoSuchMember { .. }
             | Self::StalePageToken { .. }
             | Self::Unavailable { .. }
             | Self::Rejected { .. }

@@ -31,7 +31,7 @@ pub(crate) enum Page {
     Listed {
         group_id: String,
     },
-    /// Members that a second listing shows, and the customers whose everyone is one.
+    /// Members that a second look shows, and the customers whose everyone is one.
     MembersAgain {
         group_id: String,
         members: StagedMembers,

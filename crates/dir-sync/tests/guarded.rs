@@ -339,3 +339,46 @@ async fn one_membership_that_many_have_their_rights_by_does_not_go_unseen() {
         assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&staff.json(), false));
     }
 }
+
+/// The directory of a vendor, say: what it has few of are users of its own, and not people in its groups.
+#[tokio::test]
+async fn who_is_in_the_groups_counts_where_rights_are_lost() {
+    let (_database, pool) = database().await;
+    let many = (0..40).fold(Org::new("C1").group("o", "other"), |org, n| {
+        let user = format!("u{n:02}");
+        org.user(&user, &user).member("o", &user)
+    });
+    assert_eq!(run(&pool, "other", many.source(), Options::default()).await.status, Status::Applied);
+    let of_vendor = |guests: std::ops::Range<usize>| {
+        let org = Org::new("C2").user("v1", "vi").group("g1", "ops").member("g1", "v1");
+        guests.fold(org, |org, n| org.external("g1", &format!("u{n:02}"), &address(&format!("u{n:02}"))))
+    };
+    run(&pool, MAIN, of_vendor(0..40).source(), include_external()).await;
+    grant_to_group(&pool, "ops").await;
+    let report = run(&pool, MAIN, of_vendor(0..34).source(), include_external()).await;
+    assert_eq!((report.status, report.counts.memberships.removed), (Status::Applied, 4 + 2), "{report}");
+    let report = run(&pool, MAIN, of_vendor(0..16).source(), include_external()).await;
+    assert!(report.to_string().contains("18 of 35 users would lose an action, at most 10 may"), "{report}");
+}
+
+/// What somebody has looked at did not say so.
+#[tokio::test]
+async fn approval_does_not_hold_for_rights_that_were_granted_after_it() {
+    let (_database, pool) = database().await;
+    let before = (0..20).fold(Org::new("C1").group("g1", "ops").group("g2", "web"), |org, n| {
+        let user = format!("u{n:02}");
+        org.user(&user, &user).member("g1", &user).member("g2", &user)
+    });
+    let workspace = mirrored(&pool, &before).await;
+    let after = (0..15).fold(before, |org, n| org.without_member("g1", &format!("u{n:02}")));
+    workspace.emulator.replace_directory(after.directory());
+    let refused = run_again(&pool, &workspace, Options::default()).await;
+    assert_eq!(refused.status, Status::Refused, "{refused}");
+    grant_to_group(&pool, "ops").await;
+    let again = run_again(&pool, &workspace, approve(&refused)).await;
+    assert_eq!(again.status, Status::Refused, "{again}");
+    assert!(again.to_string().contains("15 of 20 users would lose an action"), "{again}");
+    let report = run_again(&pool, &workspace, approve(&again)).await;
+    assert_eq!(report.status, Status::Applied, "{report}");
+    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&after.json(), false));
+}

@@ -157,7 +157,10 @@ impl Run {
         let has_grants = has_grants(&mut tx).await?;
         let mut plan = self.compare_all(&mut tx, options, &staging, has_grants).await?;
         if !plan.is_empty() && has_grants {
-            plan.actions = self.action_changes(&mut tx).await?;
+            (plan.actions, plan.hash) = self.action_changes(&mut tx, &plan.hash).await?;
+            if plan.actions.users_losing * 20 > plan.people {
+                plan.people += self.people_of_others(&mut tx).await?;
+            }
         }
         Ok(Made { tx, watch, plan })
     }

@@ -10,14 +10,19 @@ use super::report::{ActionChange, ActionChanges, SHOWN, SHOWN_ACTIONS};
 use crate::error::Error;
 
 impl Run {
-    /// Compares what users may do before and after the plan, at this moment: a grant that is over gives nothing.
+    /// Compares what users may do before and after the plan, at this moment: a grant that is over gives nothing. The hash of the
+    /// plan becomes one of what is lost, too, if anything is.
     //
     // Members of fresh groups are taken from the staging table: none is held of a group that rights come through (`settle_held`).
     //
     // INVARIANT: what it says is what the apply does to the answers of `authz.can` (held by the test
     // `plan_says_who_gains_and_loses_what_the_apply_gives_and_takes`).
     #[expect(clippy::too_many_lines, reason = "it is one statement, told in the order of its steps")]
-    pub(super) async fn action_changes(&self, tx: &mut PgConnection) -> Result<ActionChanges, Error> {
+    pub(super) async fn action_changes(
+        &self,
+        tx: &mut PgConnection,
+        hash: &str,
+    ) -> Result<(ActionChanges, String), Error> {
         let rows = sqlx::query!(
             r#"
             with recursive
@@ -232,7 +237,13 @@ impl Run {
             )
             select user_name as "user_name!", change as "change!", actions as "actions!", names as "names!",
                    count(*) filter (where change = 'lose') over () as "users_losing!",
-                   count(*) filter (where change = 'gain') over () as "users_gaining!"
+                   count(*) filter (where change = 'gain') over () as "users_gaining!",
+                   (select left(encode(sha256(convert_to(string_agg(
+                        jsonb_build_array(p.user_name, c.action_name)::text, E'\n'
+                        order by p.user_name collate "C", c.action_name collate "C") || $5, 'UTF8')), 'hex'), 16)
+                    from concerned c
+                    join person p on p.user_id = c.user_id
+                    where c.change = 'lose') as hash
             from summed
             order by change desc, actions desc, user_name
             limit $3
@@ -241,16 +252,38 @@ impl Run {
             self.directory_id,
             SHOWN,
             SHOWN_ACTIONS,
+            hash,
         )
         .fetch_all(tx)
         .await?;
-        let mut changes = ActionChanges::default();
+        let (mut changes, mut hash) = (ActionChanges::default(), hash.to_owned());
         for row in rows {
+            if let Some(with_losses) = row.hash {
+                hash = with_losses;
+            }
             changes.users_losing = count(row.users_losing);
             changes.users_gaining = count(row.users_gaining);
             let change = ActionChange { user: row.user_name, count: count(row.actions), actions: row.names };
             if row.change == "lose" { changes.losing.push(change) } else { changes.gaining.push(change) }
         }
-        Ok(changes)
+        Ok((changes, hash))
+    }
+
+    /// Users whom the directory does not list, and who are in its groups.
+    pub(super) async fn people_of_others(&self, tx: &mut PgConnection) -> Result<u64, Error> {
+        let people = sqlx::query_scalar!(
+            r#"
+            select count(*) as "people!"
+            from authz.users u
+            where u.directory_id is distinct from $1 and u.status <> 'deleted'
+              and exists (select from authz.group_users gu
+                          join authz.groups g on g.group_id = gu.group_id and g.directory_id = $1
+                          where gu.user_id = u.user_id)
+            "#,
+            self.directory_id,
+        )
+        .fetch_one(tx)
+        .await?;
+        Ok(count(people))
     }
 }

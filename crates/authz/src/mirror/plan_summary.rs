@@ -111,6 +111,7 @@ impl Run {
             memberships: self.membership_changes(&mut *tx).await?,
             conflicts: self.conflicts(&mut *tx).await?,
             shrinking: self.shrinking(&mut *tx).await?,
+            people: count(totals.users),
             actions: ActionChanges::default(),
             withheld: Totals::default(),
             disturbed_groups: Vec::new(),

@@ -7,11 +7,12 @@ pub const SHOWN: i64 = 1000;
 /// At most so many actions are named for one user of [`ActionChanges`]; the count is always exact.
 pub const SHOWN_ACTIONS: i32 = 50;
 
-/// Everything that a sync would change. The hash names exactly these changes.
+/// Everything that a sync would change. The hash names exactly these changes, and what they take from whom.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Plan {
-    /// Names these changes and no others: 16 hexadecimal digits of a SHA-256.
+    /// Names these changes and no others: 16 hexadecimal digits of a SHA-256. If somebody loses an action by them, it names that
+    /// too, so that a grant given meanwhile does not pass with a hash that was looked at before.
     pub hash: String,
     /// What would change.
     pub counts: Counts,
@@ -49,6 +50,10 @@ pub struct Plan {
     /// Groups that stay and lose members: all of them, for the guard.
     #[serde(skip)]
     pub shrinking: Vec<Shrinking>,
+    /// Whom it can take an action from, for the guard: the directory's users, and once one in twenty of so many would lose one,
+    /// whoever else is in the directory's groups.
+    #[serde(skip)]
+    pub people: u64,
 }
 
 impl Plan {
@@ -73,6 +78,7 @@ impl Plan {
             withheld: Totals::default(),
             fresh_memberships: 0,
             shrinking: Vec::new(),
+            people: listed.users,
         }
     }
 

@@ -114,6 +114,11 @@ impl Texts {
         self.places.shrink_to_fit();
     }
 
+    /// The member's id.
+    pub(super) fn id(&self, member: Packed) -> &str {
+        self.get(member.id)
+    }
+
     /// The member as it was.
     pub(super) fn unpack(&self, member: Packed) -> Member {
         let (kind, role) = match self.whats.get(member.what as usize) {

@@ -1,7 +1,7 @@
 //! One API call: signed in, held to the quota, bounded in time, tried again where that helps.
 
 use std::io::Read;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use flate2::read::MultiGzDecoder;
@@ -32,7 +32,7 @@ const STOPPED_ANSWERING: &str = "the directory has stopped answering, so it was 
 const LEFT_ALONE: &str =
     "the directory wants to be left alone for longer than a call may wait, so it was not asked again";
 
-/// Groups in a row that may not be read after which it is taken for granted that none may be.
+/// Groups that may not be read, before one was, after which it is taken for granted that none may be.
 const FORBIDDEN_GROUPS: u32 = 16;
 
 /// What one call is for.
@@ -45,6 +45,8 @@ pub(super) struct Call<'a> {
     pub(super) what: String,
     /// The group the call is about, if it is about one.
     pub(super) group: Option<&'a str>,
+    /// Whether it is about one member of that group.
+    pub(super) one_member: bool,
 }
 
 /// Sends calls.
@@ -55,7 +57,8 @@ pub(super) struct ApiClient {
     limiter: Limiter,
     throttle: Throttle,
     breaker: Breaker,
-    forbidden_in_a_row: AtomicU32,
+    read_a_group: AtomicBool,
+    forbidden_groups: AtomicU32,
     retry: RetryPolicy,
     request_timeout: Duration,
     calls: AtomicU64,
@@ -78,7 +81,8 @@ impl ApiClient {
             limiter,
             throttle,
             breaker: Breaker::default(),
-            forbidden_in_a_row: AtomicU32::new(0),
+            read_a_group: AtomicBool::new(false),
+            forbidden_groups: AtomicU32::new(0),
             retry,
             request_timeout,
             calls: AtomicU64::new(0),
@@ -93,8 +97,11 @@ impl ApiClient {
     /// Gets an answer.
     pub(super) async fn get<T: DeserializeOwned>(&self, call: &Call<'_>) -> Result<T, SourceError> {
         let uri = self.uri(call)?;
-        let asked =
-            Asked { one_group: call.group.is_some(), page_token: call.params.get("pageToken").is_some() };
+        let asked = Asked {
+            one_group: call.group.is_some(),
+            one_member: call.one_member,
+            page_token: call.params.get("pageToken").is_some(),
+        };
         let mut attempts = Attempts::new(&self.retry);
         let mut token = self.sign_in.token().await?;
         let mut refreshed = false;
@@ -120,7 +127,7 @@ impl ApiClient {
                     self.breaker.answered();
                     self.throttle.answered();
                     if asked.one_group {
-                        self.forbidden_in_a_row.store(0, Ordering::Relaxed);
+                        self.read_a_group.store(true, Ordering::Relaxed);
                     }
                     return Ok(answer);
                 }
@@ -137,8 +144,9 @@ impl ApiClient {
                 }
                 Failure::GroupForbidden { answer, message } => {
                     self.breaker.answered();
-                    let before = self.forbidden_in_a_row.fetch_add(1, Ordering::Relaxed);
-                    return Err(if before + 1 < FORBIDDEN_GROUPS {
+                    let before = self.forbidden_groups.fetch_add(1, Ordering::Relaxed);
+                    let some = self.read_a_group.load(Ordering::Relaxed);
+                    return Err(if some || before + 1 < FORBIDDEN_GROUPS {
                         SourceError::Rejected { what: call.what.clone(), answer }
                     } else {
                         SourceError::Refused { message }
@@ -256,6 +264,7 @@ fn final_error(failure: Failure, call: &Call<'_>) -> SourceError {
         Failure::GroupVanished => {
             SourceError::GroupVanished { group: call.group.unwrap_or_default().to_owned() }
         }
+        Failure::NoSuchMember => SourceError::NoSuchMember { what },
         Failure::Rejected { answer } | Failure::GroupForbidden { answer, .. } => {
             SourceError::Rejected { what, answer }
         }

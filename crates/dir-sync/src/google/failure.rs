@@ -14,6 +14,8 @@ use crate::source::Cause;
 pub(super) struct Asked {
     /// The request was about one group rather than the whole directory.
     pub(super) one_group: bool,
+    /// The request was about one member of that group.
+    pub(super) one_member: bool,
     /// The request carried a page token.
     pub(super) page_token: bool,
 }
@@ -31,11 +33,13 @@ pub(super) enum Failure {
     StalePageToken,
     /// The one group is gone.
     GroupVanished,
+    /// The group has no such member.
+    NoSuchMember,
     /// This request is wrong; others may be fine.
     Rejected { answer: String },
     /// Someone has to change a setting first.
     Refused { message: String },
-    /// The one group may not be read; if none may, `message` says what to change.
+    /// The one group may not be read; if none may be, `message` says what to change.
     GroupForbidden { answer: String, message: String },
     /// An answer of another shape.
     Malformed { problem: String },
@@ -106,10 +110,12 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, body: &[u8], ask
         {
             Failure::RateLimited { retry_after, cause: answer.into() }
         }
-        403 => forbidden(&error, answer, asked),
+        403 => forbidden(&error, &answer, asked),
         401 => Failure::Unauthorised { answer },
         408 | 500..=599 => Failure::Transient { retry_after, cause: answer.into() },
         400 if asked.page_token && error.has_reason(&["invalid", "badRequest"]) => Failure::StalePageToken,
+        // Any other 404, of the group or of something in between, is no answer about the member.
+        404 if asked.one_member && error.message.contains("memberKey") => Failure::NoSuchMember,
         404 | 412 if asked.one_group => Failure::GroupVanished,
         404 => Failure::Refused {
             message: format!(
@@ -134,7 +140,7 @@ fn api_disabled(answer: &str) -> String {
     )
 }
 
-fn forbidden(error: &ApiError, answer: String, asked: Asked) -> Failure {
+fn forbidden(error: &ApiError, answer: &str, asked: Asked) -> Failure {
     let scope_missing = error.has_reason(&["insufficientPermissions", "ACCESS_TOKEN_SCOPE_INSUFFICIENT"])
         || error.message.contains("scope");
     if scope_missing {
@@ -159,7 +165,10 @@ fn forbidden(error: &ApiError, answer: String, asked: Asked) -> Failure {
          is none, an admin role with the rights Users > Read and Groups > Read in the Admin console under Account > Admin \
          roles"
     );
-    if asked.one_group { Failure::GroupForbidden { answer, message } } else { Failure::Refused { message } }
+    if !asked.one_group {
+        return Failure::Refused { message };
+    }
+    Failure::GroupForbidden { answer: format!("{answer}; the admin role may not read this group"), message }
 }
 
 /// The pause an answer asks for: seconds, or a date that is read against the answer's own `Date`.
@@ -179,7 +188,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    const LISTING: Asked = Asked { one_group: false, page_token: false };
+    const LISTING: Asked = Asked { one_group: false, one_member: false, page_token: false };
 
     fn refusal(status: u16, reason: &str, asked: Asked) -> Failure {
         let body = json!({"error": {"code": status, "message": "said", "errors": [{"reason": reason, "domain": "global"}]}});
@@ -223,6 +232,20 @@ mod tests {
             Failure::GroupVanished
         ));
         assert!(matches!(refusal(404, "notFound", LISTING), Failure::Refused { .. }));
+    }
+
+    #[test]
+    fn only_what_names_the_member_says_that_there_is_none() {
+        let asked = Asked { one_group: true, one_member: true, ..LISTING };
+        let of = |body: &str| classify(StatusCode::NOT_FOUND, &HeaderMap::new(), body.as_bytes(), asked);
+        let not_found = |key: &str| {
+            let message = format!("Resource Not Found: {key}");
+            of(&json!({"error": {"code": 404, "message": message, "errors": [{"reason": "notFound"}]}})
+                .to_string())
+        };
+        assert!(matches!(not_found("memberKey"), Failure::NoSuchMember));
+        assert!(matches!(not_found("groupKey"), Failure::GroupVanished));
+        assert!(matches!(of("<html>no such page</html>"), Failure::GroupVanished));
     }
 
     #[test]

@@ -181,7 +181,7 @@ pub(crate) async fn number(pool: &PgPool, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
 }
 
-fn address(name: &str) -> String {
+pub(crate) fn address(name: &str) -> String {
     if name.contains('@') { name.to_owned() } else { format!("{name}@example.com") }
 }
 
