@@ -76,6 +76,20 @@ pub enum Error {
         /// The organisation that the source shows.
         found: String,
     },
+    /// A sync of an organisation that another directory mirrors already.
+    #[error(
+        "directory `{other}` mirrors organisation `{customer}` already, and an organisation has one directory here; run with --directory \
+         {other}. If it is to be called `{directory}` from now on, rename it first: update authz.directories set directory_name = \
+         '{directory}' where directory_name = '{other}' (after the row `{directory}`, if there is one, got another name)"
+    )]
+    CustomerTaken {
+        /// The directory of this sync.
+        directory: DirectoryName,
+        /// The directory that mirrors the organisation.
+        other: String,
+        /// The organisation.
+        customer: String,
+    },
     /// Another sync of the same directory is at work.
     #[error("run {run_id} of directory `{directory}` is still at work; wait for it to end")]
     LeaseHeld {

@@ -117,8 +117,8 @@ pub struct Crawl {
     pub vanished: Vec<String>,
     /// Ids of all groups that were listed, the vanished ones included.
     pub listed: HashSet<String>,
-    /// Groups whose members came on several pages, which are not of one moment.
-    pub paged: Vec<Paged>,
+    /// Groups whose members came on several pages, which are not of one moment, or that have none at all.
+    pub unsure: Vec<Unsure>,
     /// Members of types not known here, by type; they were sent all the same.
     pub unknown_member_types: BTreeMap<String, u64>,
     /// API calls that were sent.
@@ -127,12 +127,12 @@ pub struct Crawl {
     pub customer_id: Option<String>,
 }
 
-/// A group whose members came on several pages.
+/// A group whose listing is no proof that somebody is not a member any more: its pages are of different moments, or it is empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Paged {
+pub struct Unsure {
     /// The group.
     pub group: Group,
-    /// How many.
+    /// On how many pages its members came.
     pub pages: usize,
 }
 
@@ -210,7 +210,8 @@ pub async fn crawl<P: From<Batch> + Send>(
         }
     }
     vanished.sort_unstable();
-    tally.paged.retain(|paged| groups.listed.contains(&paged.group.id));
+    tally.unsure.retain(|unsure| groups.listed.contains(&unsure.group.id));
+    tally.unsure.sort_unstable_by(|a, b| a.group.email.cmp(&b.group.email));
     tally.incomplete.sort_unstable_by(|a, b| a.group_email.cmp(&b.group_email));
     let vanished_of_listed = vanished.iter().filter(|id| groups.listed.contains(*id)).count();
     let groups_left = groups.listed.len() - vanished_of_listed;
@@ -223,7 +224,7 @@ pub async fn crawl<P: From<Batch> + Send>(
         incomplete: tally.incomplete,
         vanished,
         listed: groups.listed,
-        paged: tally.paged,
+        unsure: tally.unsure,
         unknown_member_types: tally.unknown_member_types,
         calls: source.calls().saturating_sub(calls_before),
         customer_id: source.customer_id(),
@@ -251,7 +252,8 @@ struct Tally {
     vanished: Vec<Group>,
     /// Groups with everyone of some customer among their members.
     of_everyone: Vec<Group>,
-    paged: Vec<Paged>,
+    /// Groups whose members came on several pages, or not at all.
+    unsure: Vec<Unsure>,
 }
 
 impl Tally {
@@ -263,7 +265,7 @@ impl Tally {
         self.incomplete.extend(other.incomplete);
         self.vanished.extend(other.vanished);
         self.of_everyone.extend(other.of_everyone);
-        self.paged.extend(other.paged);
+        self.unsure.extend(other.unsure);
     }
 }
 
@@ -478,8 +480,8 @@ impl<'a, P: From<Batch> + Send> Run<'a, P> {
                     self.send(restart).await.map_err(MembersStop::Send)?;
                 }
                 Step::Done => {
-                    if pages > 1 {
-                        tally.paged.push(Paged { group: group.clone(), pages });
+                    if pages > 1 || tally.memberships == 0 {
+                        tally.unsure.push(Unsure { group: group.clone(), pages });
                     }
                     let listed = Batch::Listed { group_id: group.id.clone() };
                     self.send(listed).await.map_err(MembersStop::Send)?;

@@ -77,7 +77,7 @@ impl FromStr for Limit {
 /// The limits of one directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Users removed, newly suspended, or newly external.
+    /// Users removed, newly suspended, or newly external. External ones, who go with their last membership, are left out.
     pub users: Limit,
     /// Groups removed.
     pub groups: Limit,
@@ -224,7 +224,10 @@ pub fn judge(plan: &Plan, limits: &Limits) -> Vec<Violation> {
             limits.users,
             plan.before.users,
             plan.listed.users,
-            counts.users.removed + plan.newly_suspended + plan.newly_external,
+            // Who is external goes with the last membership, and those have a limit of their own.
+            counts.users.removed.saturating_sub(plan.guests_removed)
+                + plan.newly_suspended
+                + plan.newly_external,
         ),
         (Kind::Groups, limits.groups, plan.before.groups, plan.listed.groups, counts.groups.removed),
         (
@@ -279,6 +282,11 @@ pub struct Refusal {
     pub plan_hash: String,
     /// What `--approve` named, if it named another plan.
     pub approved: Option<String>,
+    /// All of it in words, and what to do.
+    pub message: String,
+    /// Whether it would pass if nothing was removed.
+    #[serde(skip)]
+    no_remove_helps: bool,
 }
 
 impl fmt::Display for Refusal {
@@ -289,25 +297,34 @@ impl fmt::Display for Refusal {
         if let Some(approved) = &self.approved {
             write!(f, "; --approve named `{approved}`, but the plan is now another one")?;
         }
-        write!(
-            f,
-            "; nothing was changed. If this is right, run again with --approve {}; if only the removals are in doubt, \
-             --no-remove applies the rest",
-            self.plan_hash
-        )
+        write!(f, "; nothing was changed. If this is right, run again with --approve {}", self.plan_hash)?;
+        if self.no_remove_helps {
+            f.write_str("; if only the removals are in doubt, --no-remove applies the rest")?;
+        }
+        Ok(())
     }
 }
 
-/// Whether the plan may be applied: it keeps the limits, or `approve` names its hash.
+/// Whether the plan may be applied: it keeps the limits, or `approve` names its hash. `no_remove` says that removals have been taken
+/// out of it already.
 ///
 /// # Errors
 /// [`Refusal`].
-pub fn admit(plan: &Plan, limits: &Limits, approve: Option<&str>) -> Result<(), Refusal> {
+pub fn admit(plan: &Plan, limits: &Limits, approve: Option<&str>, no_remove: bool) -> Result<(), Refusal> {
     let violations = judge(plan, limits);
     if violations.is_empty() || approve == Some(plan.hash.as_str()) {
         return Ok(());
     }
-    Err(Refusal { violations, plan_hash: plan.hash.clone(), approved: approve.map(str::to_owned) })
+    let mut refusal = Refusal {
+        violations,
+        plan_hash: plan.hash.clone(),
+        approved: approve.map(str::to_owned),
+        message: String::new(),
+        // Who is suspended would be so all the same.
+        no_remove_helps: !no_remove && plan.newly_suspended <= limits.users.of(plan.before.users),
+    };
+    refusal.message = refusal.to_string();
+    Err(refusal)
 }
 
 #[cfg(test)]

@@ -70,10 +70,12 @@ impl fmt::Display for Runs<'_> {
                 || "-".to_owned(),
                 |end| format!("{} s", (end - run.started_at).num_seconds().max(0)),
             );
+            let approvable = run.plan_hash.as_ref().filter(|_| run.status == "refused");
+            let plan = approvable.map(|hash| format!("plan {hash}: ")).unwrap_or_default();
             let what = run.message.clone().or_else(|| run.counts.as_ref().map(changes)).unwrap_or_default();
             writeln!(
                 f,
-                "{:>8}  {:<20}  {took:>6}  {:<10}  {:<16}  {}",
+                "{:>8}  {:<20}  {took:>6}  {:<10}  {:<16}  {plan}{}",
                 run.run_id,
                 time(run.started_at),
                 run.status,

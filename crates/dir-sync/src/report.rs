@@ -66,7 +66,7 @@ pub struct Report {
     pub duration_ms: u64,
     /// The whole plan, its rows cut at [`authz::mirror::SHOWN`].
     pub plan: Option<Plan>,
-    /// Why the guard refused.
+    /// Why the guard refused; of a plan, why it would refuse to apply it.
     pub refusal: Option<Refusal>,
     /// Groups whose members could not be listed: address and reason.
     pub incomplete: BTreeMap<String, String>,
@@ -151,7 +151,13 @@ impl fmt::Display for Report {
             Status::Unchanged => {
                 writeln!(f, "`{}` is up to date, nothing changed ({effort})", self.directory)
             }
-            Status::Planned => writeln!(f, "planned only, nothing changed; plan {hash} ({effort})"),
+            Status::Planned => {
+                writeln!(f, "planned only, nothing changed; plan {hash} ({effort})")?;
+                match &self.refusal {
+                    Some(refusal) => writeln!(f, "a run would be refused: {refusal}"),
+                    None => Ok(()),
+                }
+            }
             Status::Partial => {
                 writeln!(f, "partly applied plan {hash} to `{}` ({effort})", self.directory)
             }

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::crawl::{Crawl, CrawlError, CrawlOptions, Progress, crawl, crawl_again, crawl_members_again};
 use crate::filter::GroupFilter;
-use crate::guard::{Limits, admit};
+use crate::guard::{Limits, Refusal, admit};
 use crate::report::{Report, Status};
 use crate::source::{Source, error_chain};
 use crate::stage::{Met, Page, stage};
@@ -108,13 +108,16 @@ impl DirectorySync {
         self
     }
 
-    /// What a run would change. The mirror stays as it is.
+    /// What a run would change, and whether it would be refused. The mirror stays as it is.
     // The parts are boxed, or whoever awaits this would have all of a crawl on the stack.
     pub async fn plan(mut self) -> Report {
         let started = Instant::now();
         let mut report = Report::blank(&self.directory);
         let ended = match Box::pin(self.prepare_in_time(&mut report)).await {
-            Ok(planned) => Box::pin(self.discard(planned, None, &mut report)).await,
+            Ok(planned) => {
+                report.refusal = self.admit(&planned).err();
+                Box::pin(self.discard(planned, None, &mut report)).await
+            }
             Err(error) => Err(error),
         };
         self.finish(report, &ended, started)
@@ -131,8 +134,12 @@ impl DirectorySync {
         self.finish(report, &ended, started)
     }
 
+    fn admit(&self, planned: &Planned) -> Result<(), Refusal> {
+        admit(planned.plan(), &self.options.limits, self.options.approve.as_deref(), self.options.no_remove)
+    }
+
     async fn guard_and_apply(&self, planned: Planned, report: &mut Report) -> Result<(), RunError> {
-        if let Err(refusal) = admit(planned.plan(), &self.options.limits, self.options.approve.as_deref()) {
+        if let Err(refusal) = self.admit(&planned) {
             self.discard(planned, Some(&refusal.to_string()), report).await?;
             report.refusal = Some(refusal);
             return Ok(());
@@ -350,17 +357,17 @@ impl DirectorySync {
         Ok((crawled, met))
     }
 
-    /// The same for the members of groups that were listed on several pages.
+    /// The same for the members of groups that were listed on several pages, or as empty: no error is not proof.
     // INVARIANT: nobody loses a membership whom the listing or the second look shows (held by
     // `member_who_moves_between_two_pages_stays`).
     async fn look_for_members(&self, run: &Run, crawled: Crawl) -> Result<Crawl, RunError> {
         // To ask for each takes no more calls than its pages did, and is no matter of pages.
-        let paged = crawled.paged.iter().map(|paged| (paged.group.id.clone(), paged.pages)).collect();
-        let mut missing = run.missing_members(&paged, self.options.include_external).await?;
+        let unsure = crawled.unsure.iter().map(|unsure| (unsure.group.id.clone(), unsure.pages)).collect();
+        let mut missing = run.missing_members(&unsure, self.options.include_external).await?;
         if missing.is_empty() {
             return Ok(crawled);
         }
-        let groups = crawled.paged.iter().map(|paged| &paged.group);
+        let groups = crawled.unsure.iter().map(|unsure| &unsure.group);
         let groups = groups.filter_map(|group| Some((group.clone(), missing.remove(&group.id)?))).collect();
         let (source, options) = (Arc::clone(&self.source), self.crawl_options());
         let reading = |pages| crawl_members_again(source, options, groups, crawled, pages);
@@ -387,6 +394,7 @@ impl DirectorySync {
         let (sender, batches) = mpsc::channel::<Page>(WAITING_PAGES);
         // A task of its own: pages are compared while the next ones are read. It ends when the set is dropped.
         let mut reading = JoinSet::new();
+        let gone = sender.clone();
         reading.spawn(read(sender));
         // What the crawl has sent when it is cut off is still staged if the database answers, so that no statement is left
         // under way when the staging area is cleared.
@@ -399,6 +407,8 @@ impl DirectorySync {
                     Some(Err(_)) | None => Err(CrawlError::ReceiverGone.into()),
                 },
                 reason = self.options.stop.wanted() => Err(RunError::Stopped(reason)),
+                // Without waiting for the next page: that may take a while.
+                () = gone.closed() => Err(CrawlError::ReceiverGone.into()),
                 () = run.lost() => Err(authz::Error::LeaseLost { run_id: run.id() }.into()),
             }
         };
@@ -444,18 +454,34 @@ impl DirectorySync {
         }
         report.api_calls = self.source.calls();
         report.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        tracing::info!(
-            run_id = report.run_id,
-            directory = report.directory,
-            status = %report.status,
-            api_calls = report.api_calls,
-            duration_ms = report.duration_ms,
-            exit_code = report.exit_code(),
-            plan_hash = report.plan_hash,
-            conflicts = report.plan.as_ref().map(|plan| plan.conflicts.len()),
-            error = report.error,
-            "run ended"
-        );
+        // What somebody has to look at is loud in a log that shows warnings only, too.
+        let reason = match report.status {
+            Status::Failed => report.error.clone(),
+            Status::Refused => report.refusal.as_ref().map(ToString::to_string),
+            Status::Partial => report.plan.as_ref().and_then(|plan| missing(&report, &plan.withheld)),
+            Status::Applied | Status::Unchanged | Status::Planned => None,
+        };
+        macro_rules! ended {
+            ($level:ident) => {
+                tracing::$level!(
+                    run_id = report.run_id,
+                    directory = report.directory,
+                    status = %report.status,
+                    api_calls = report.api_calls,
+                    duration_ms = report.duration_ms,
+                    exit_code = report.exit_code(),
+                    plan_hash = report.plan_hash,
+                    conflicts = report.plan.as_ref().map(|plan| plan.conflicts.len()),
+                    reason,
+                    "run ended"
+                )
+            };
+        }
+        match report.status {
+            Status::Failed => ended!(error),
+            Status::Refused | Status::Partial => ended!(warn),
+            Status::Applied | Status::Unchanged | Status::Planned => ended!(info),
+        }
         report
     }
 }

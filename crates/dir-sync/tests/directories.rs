@@ -129,6 +129,29 @@ async fn two_customers_are_mirrored_side_by_side() {
     assert!(can(&pool, "bo").await && !can(&pool, "zed@other.example").await);
 }
 
+/// A typing error in the name, say: both would be half a mirror, and look whole.
+#[tokio::test]
+async fn organisation_has_one_directory() {
+    let (_database, pool) = database().await;
+    assert_eq!(sync(&pool, "ours", &org()).await.status, Status::Applied);
+    let before = Mirror::read(&pool, "ours").await;
+    let report = sync(&pool, "hours", &org()).await;
+    assert_eq!((report.status, report.exit_code()), (Status::Failed, 1), "{report}");
+    for said in
+        ["`ours` mirrors organisation `C1` already", "--directory ours", "set directory_name = 'hours'"]
+    {
+        assert!(report.to_string().contains(said), "{report}");
+    }
+    assert_eq!(Mirror::read(&pool, "ours").await, before);
+    // As it says there.
+    execute(&pool, "update authz.directories set directory_name = 'typo' where directory_name = 'hours'")
+        .await;
+    execute(&pool, "update authz.directories set directory_name = 'hours' where directory_name = 'ours'")
+        .await;
+    assert_eq!(sync(&pool, "hours", &org()).await.status, Status::Unchanged);
+    assert_eq!(Mirror::read(&pool, "hours").await, before);
+}
+
 #[tokio::test]
 async fn person_of_another_directory_comes_and_goes_with_it_though_our_listing_is_the_same() {
     let (_database, pool) = database().await;

@@ -395,7 +395,7 @@ async fn listed_user_who_leaves_but_stays_a_member_becomes_external_and_the_guar
     let plan = report.plan.unwrap();
     assert_eq!((plan.counts.users.changed, plan.newly_external), (1, 1));
     let strict = Limits { users: Limit::new(0, 0), ..Limits::default() };
-    assert!(admit(&plan, &strict, None).is_err());
+    assert!(admit(&plan, &strict, None, false).is_err());
     assert_eq!(sync_with(&pool, MAIN, &left, include_external()).await.status, Status::Unchanged);
     applied(&pool, &left).await;
     assert_eq!(sync(&pool, MAIN, &left).await.status, Status::Unchanged);

@@ -5,7 +5,7 @@
 mod support;
 
 use dir_sync::guard::{Limit, Limits};
-use dir_sync::{Options, Report, Status};
+use dir_sync::{DirectorySync, Options, Report, Status};
 use directory_emulator::{Effect, Fault, Target};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -381,4 +381,73 @@ async fn approval_does_not_hold_for_rights_that_were_granted_after_it() {
     let report = run_again(&pool, &workspace, approve(&again)).await;
     assert_eq!(report.status, Status::Applied, "{report}");
     assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&after.json(), false));
+}
+
+/// An empty answer is no error, and no proof either. The guard lets a small group go.
+#[tokio::test]
+async fn group_that_is_listed_as_empty_is_listed_again() {
+    let (_database, pool) = database().await;
+    let workspace = mirrored(&pool, &org()).await;
+    workspace.emulator.add_fault(Fault::new(Target::members_of("g1"), Effect::EmptyListing).on_call(1));
+    let report = run_again(&pool, &workspace, Options::default()).await;
+    assert_eq!((report.counts.memberships.removed, report.api_calls), (0, 2 + 2 + 1), "{report}");
+    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&org().json(), false));
+    // Whoever is alone there is asked for.
+    let next = org().without_member("g1", "2");
+    workspace.emulator.replace_directory(next.directory());
+    run_again(&pool, &workspace, Options::default()).await;
+    workspace.emulator.add_fault(Fault::new(Target::members_of("g1"), Effect::EmptyListing).on_call(1));
+    let report = run_again(&pool, &workspace, Options::default()).await;
+    assert_eq!((report.counts.memberships.removed, report.api_calls), (0, 2 + 2 + 1), "{report}");
+    // What is empty is.
+    workspace.emulator.clear_faults();
+    let next = next.without_member("g1", "1");
+    workspace.emulator.replace_directory(next.directory());
+    let report = run_again(&pool, &workspace, Options::default()).await;
+    assert_eq!((report.status, report.counts.memberships.removed), (Status::Applied, 1), "{report}");
+    let report = run_again(&pool, &workspace, Options::default()).await;
+    assert_eq!((report.status, report.api_calls), (Status::Unchanged, 2 + 2), "{report}");
+}
+
+#[tokio::test]
+async fn guests_who_leave_are_not_counted_as_users_of_the_directory() {
+    let (_database, pool) = database().await;
+    let with_guests = |guests: usize| {
+        (0..guests)
+            .fold(org(), |org, n| org.external("g1", &format!("x{n}"), &format!("x{n}@partner.example")))
+    };
+    let report = run(&pool, MAIN, with_guests(60).source(), include_external()).await;
+    assert_eq!(report.status, Status::Applied, "{report}");
+    let report = run(&pool, MAIN, with_guests(55).source(), include_external()).await;
+    assert_eq!((report.status, report.counts.users.removed), (Status::Applied, 5), "{report}");
+    let report = run(&pool, MAIN, with_guests(40).source(), include_external()).await;
+    assert!(report.to_string().contains("15 of 59 memberships would be removed"), "{report}");
+}
+
+#[tokio::test]
+async fn plan_says_that_a_run_would_be_refused() {
+    let (_database, pool) = database().await;
+    mirrored(&pool, &org()).await;
+    let next = org().without_user("1").without_user("2").user("3", "cy");
+    let planned = DirectorySync::new(pool.clone(), name(MAIN), next.source()).plan().await;
+    assert_eq!((planned.status, planned.exit_code()), (Status::Planned, 0), "{planned}");
+    let refusal = planned.refusal.clone().unwrap();
+    assert!(planned.to_string().contains(&format!("a run would be refused: {refusal}")), "{planned}");
+    let refused = run(&pool, MAIN, next.source(), Options::default()).await;
+    assert_eq!(refused.refusal.as_ref(), Some(&refusal));
+    let json = serde_json::to_value(&refused).unwrap();
+    assert_eq!(json["refusal"]["message"], json!(refusal.to_string()));
+}
+
+/// It takes nobody out of the suspended.
+#[tokio::test]
+async fn no_remove_is_advised_only_where_it_helps() {
+    let (_database, pool) = database().await;
+    mirrored(&pool, &org()).await;
+    let suspended = org().set_user("1", "suspended", true).set_user("2", "suspended", true);
+    let refused = run(&pool, MAIN, suspended.source(), Options::default()).await;
+    assert!(refused.status == Status::Refused && !refused.to_string().contains("--no-remove"), "{refused}");
+    let gone = org().without_user("1").without_user("2").user("3", "cy");
+    let refused = run(&pool, MAIN, gone.source(), Options::default()).await;
+    assert!(refused.status == Status::Refused && refused.to_string().contains("--no-remove"), "{refused}");
 }

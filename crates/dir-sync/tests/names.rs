@@ -97,7 +97,7 @@ async fn new_user_and_group_of_a_freed_name_inherit_no_grant() {
         .group("g9", "ops")
         .member("g9", "2")
         .member("g9", "3");
-    applied(&pool, &next).await;
+    applied_with(&pool, &next, unlimited()).await;
     assert!(!can(&pool, "ada").await && !can(&pool, "bo").await);
     // Nor when the name is free for a while.
     applied(&pool, &next.clone().without_user("3").without_group("g9")).await;
@@ -122,7 +122,7 @@ async fn restored_user_and_group_have_their_grants_and_memberships_back() {
     grant_to_group(&pool, "top").await;
     let rows = "select string_agg(concat(user_id, ' ', external_id), ',' order by user_id) from authz.users";
     let (users, revoked) = (text(&pool, rows).await, org.clone().without_user("1").without_group("g1"));
-    applied(&pool, &revoked).await;
+    applied_with(&pool, &revoked, unlimited()).await;
     assert!(!can(&pool, "ada").await && !can(&pool, "bo").await);
     let restored = applied(&pool, &org).await.counts;
     assert_eq!((restored.users.added, restored.groups.added, restored.memberships.added), (1, 1, 2));

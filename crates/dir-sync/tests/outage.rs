@@ -42,6 +42,25 @@ async fn dead_directory_is_not_asked_for_each_group() {
 }
 
 #[tokio::test]
+async fn quota_that_does_not_come_back_is_not_waited_for_by_each_group() {
+    let (_database, pool) = database().await;
+    let mut workspace = workspace(many_groups(150).directory()).await;
+    workspace.config.retry.rate_limited_attempts = 3;
+    let used_up = Fault::new(Target::Anything, Effect::status(403, "quotaExceeded")).from_call(20);
+    workspace.emulator.add_fault(used_up);
+    let report = run(&pool, MAIN, workspace.source().await, Options::default()).await;
+    assert_eq!(report.status, Status::Partial, "{report}");
+    // Five groups used up three attempts each, and those that were under way with them.
+    let calls = workspace.emulator.call_count();
+    assert!(calls <= 19 + (5 + 8) * 3, "{calls} calls");
+    assert!(report.incomplete.values().any(|why| why.contains("for several in a row")), "{report}");
+    workspace.emulator.clear_faults();
+    let report = run(&pool, MAIN, workspace.source().await, Options::default()).await;
+    assert_eq!(report.status, Status::Applied, "{report}");
+    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&many_groups(150).json(), false));
+}
+
+#[tokio::test]
 async fn outage_that_passes_costs_no_group() {
     let (_database, pool) = database().await;
     let mut workspace = workspace(many_groups(60).directory()).await;

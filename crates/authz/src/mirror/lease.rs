@@ -116,10 +116,9 @@ impl Run {
         }
         let (directory_id, customer_id) = directory_row(pool, directory).await?;
         let run_id = acquire(pool, directory, directory_id, source).await?;
-        clear_earlier_runs(pool, directory_id, run_id).await?;
         let (losing, lost) = watch::channel(false);
         let heartbeat = tokio::spawn(beat(pool.clone(), directory_id, run_id, losing));
-        Ok(Self {
+        let run = Self {
             pool: pool.clone(),
             run_id,
             directory: directory.clone(),
@@ -131,7 +130,10 @@ impl Run {
             heartbeat,
             backend: Arc::default(),
             lost,
-        })
+        };
+        // With the heartbeat already: there may be much to clear.
+        clear_earlier_runs(pool, directory_id, run_id).await?;
+        Ok(run)
     }
 
     /// The number of this run, in `authz.sync_runs`.

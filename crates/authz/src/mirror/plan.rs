@@ -102,7 +102,8 @@ impl Run {
     ///
     /// # Errors
     /// The run comes back with the error, so that its end can be recorded:
-    /// [`Error::OtherCustomer`] if the source shows another organisation than before, [`Error::LeaseLost`],
+    /// [`Error::OtherCustomer`] if the source shows another organisation than before, [`Error::CustomerTaken`] if another directory
+    /// mirrors that organisation, [`Error::LeaseLost`],
     /// [`Error::StagingLost`] if the staging area is not what was staged, if a step of the staging failed or was dropped, or if this
     /// run was to be planned before, [`Error::Database`].
     pub async fn plan(self, options: PlanOptions) -> Result<Planned, (Self, Error)> {
@@ -141,6 +142,7 @@ impl Run {
         // INVARIANT: nobody else's change comes between the look at the mirror and the change of it, another
         // directory's sync included (held by the test `a_plan_is_made_of_what_it_will_change`).
         sqlx::query!("select authz.hold_revision()").fetch_one(&mut *tx).await?;
+        self.refuse_taken_customer(&mut tx, options).await?;
         let staging = self.count_staged(&mut tx, held).await?;
         // Tables that this very transaction fills have no statistics: rows looked up one by one would never end, and what
         // looks expensive would be compiled for longer than it runs.
@@ -163,6 +165,20 @@ impl Run {
             }
         }
         Ok(Made { tx, watch, plan })
+    }
+
+    /// Two directories of one organisation would take its users and groups from each other: each is one row here.
+    async fn refuse_taken_customer(&self, tx: &mut PgConnection, options: &PlanOptions) -> Result<(), Error> {
+        let Some(customer) = &options.customer_id else { return Ok(()) };
+        let other = sqlx::query_scalar!(
+            "select directory_name from authz.directories where customer_id = $1 and directory_id <> $2 limit 1",
+            customer,
+            self.directory_id,
+        )
+        .fetch_optional(tx)
+        .await?;
+        let (directory, customer) = (self.directory.clone(), customer.clone());
+        other.map_or(Ok(()), |other| Err(Error::CustomerTaken { directory, other, customer }))
     }
 
     /// Fills the tables of the plan, and reads it. A step that has nothing to look at is left out: where all is as it was,

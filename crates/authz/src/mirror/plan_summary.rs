@@ -42,6 +42,8 @@ impl Run {
                  from authz.sync_plan_users where run_id = $1) as "newly_suspended!",
                 (select count(*) filter (where op = 'change' and old_directory_id = $2 and new_directory_id is null)
                  from authz.sync_plan_users where run_id = $1) as "newly_external!",
+                (select count(*) filter (where op = 'remove' and old_directory_id is distinct from $2)
+                 from authz.sync_plan_users where run_id = $1) as "guests_removed!",
                 (select count(*) filter (where op = 'add') from authz.sync_plan_groups where run_id = $1) as "groups_added!",
                 (select count(*) filter (where op = 'remove') from authz.sync_plan_groups where run_id = $1) as "groups_removed!",
                 (select count(*) filter (where op = 'change') from authz.sync_plan_groups where run_id = $1) as "groups_changed!",
@@ -112,6 +114,7 @@ impl Run {
             conflicts: self.conflicts(&mut *tx).await?,
             shrinking: self.shrinking(&mut *tx).await?,
             people: count(totals.users),
+            guests_removed: count(totals.guests_removed),
             actions: ActionChanges::default(),
             withheld: Totals::default(),
             disturbed_groups: Vec::new(),

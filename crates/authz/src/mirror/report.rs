@@ -54,6 +54,9 @@ pub struct Plan {
     /// whoever else is in the directory's groups.
     #[serde(skip)]
     pub people: u64,
+    /// Of the users who would be removed those who are external ones: in no group any more. They are not among `before.users`.
+    #[serde(skip)]
+    pub guests_removed: u64,
 }
 
 impl Plan {
@@ -79,6 +82,7 @@ impl Plan {
             fresh_memberships: 0,
             shrinking: Vec::new(),
             people: listed.users,
+            guests_removed: 0,
         }
     }
 

@@ -65,7 +65,7 @@ pub async fn crawl_again<P: From<Batch> + Send>(
         tally.incomplete.extend(never_found.into_iter().map(|group| incomplete(group, NOT_FOUND.to_owned())));
         warn_of(&tally.incomplete);
         before.memberships += tally.memberships;
-        before.paged.extend(tally.paged);
+        before.unsure.extend(tally.unsure);
         before.incomplete.extend(tally.incomplete);
         before.incomplete.sort_unstable_by(|a, b| a.group_email.cmp(&b.group_email));
         for (kind, count) in tally.unknown_member_types {

@@ -12,18 +12,21 @@ use tokio::time::Instant;
 const DOUBT: u32 = 16;
 /// Calls in a row that used up all their attempts after which it is taken for dead.
 const DEAD: u32 = 5;
+/// Calls in a row that met a used-up quota at all of their attempts after which it is taken for used up for good.
+const OUT_OF_QUOTA: u32 = 5;
 /// No run is at work for longer.
 const LONGEST_REST: Duration = Duration::from_hours(24);
 
 /// Shared by all calls.
 ///
 /// Sound, all calls go ahead. In doubt, one goes ahead with all its attempts and pauses, and the others wait for what it
-/// finds. Dead, none is sent any more. One answer makes it sound again. Nor is one sent while the directory wants to be left
+/// finds. Dead, or out of quota for as long as several calls may try, none is sent any more. One answer makes it sound again. Nor is one sent while the directory wants to be left
 /// alone for longer than any call may wait.
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     failed_in_a_row: AtomicU32,
     used_up_in_a_row: AtomicU32,
+    out_of_quota_in_a_row: AtomicU32,
     probe: Mutex<()>,
     rests_until: SyncMutex<Option<Instant>>,
 }
@@ -39,6 +42,8 @@ pub(super) enum Admitted<'a> {
     Dead,
     /// Not at all, for now.
     Resting,
+    /// Not at all: the quota does not come back.
+    OutOfQuota,
 }
 
 impl Breaker {
@@ -46,6 +51,9 @@ impl Breaker {
     pub(super) async fn admit(&self) -> Admitted<'_> {
         if self.rests() {
             return Admitted::Resting;
+        }
+        if self.out_of_quota_in_a_row.load(Ordering::Relaxed) >= OUT_OF_QUOTA {
+            return Admitted::OutOfQuota;
         }
         if self.is_dead() {
             return Admitted::Dead;
@@ -67,6 +75,7 @@ impl Breaker {
     pub(super) fn answered(&self) {
         self.failed_in_a_row.store(0, Ordering::Relaxed);
         self.used_up_in_a_row.store(0, Ordering::Relaxed);
+        self.out_of_quota_in_a_row.store(0, Ordering::Relaxed);
     }
 
     /// No usable answer came.
@@ -77,6 +86,11 @@ impl Breaker {
     /// A call has no attempt left.
     pub(super) fn used_up(&self) {
         self.used_up_in_a_row.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A call has met a used-up quota at each attempt.
+    pub(super) fn out_of_quota(&self) {
+        self.out_of_quota_in_a_row.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The directory wants no calls for so long.

@@ -29,6 +29,7 @@ const AGENT: &str = concat!("dir-sync/", env!("CARGO_PKG_VERSION"), " (gzip)");
 // A page of 500 users is a fraction of this; it bounds what a wrong server can make us hold.
 const MAX_BODY: usize = 64 * 1024 * 1024;
 const STOPPED_ANSWERING: &str = "the directory has stopped answering, so it was not asked again";
+const OUT_OF_QUOTA: &str = "the quota has been used up for as long as a call may wait, for several in a row, so it was not asked again";
 const LEFT_ALONE: &str =
     "the directory wants to be left alone for longer than a call may wait, so it was not asked again";
 
@@ -113,6 +114,7 @@ impl ApiClient {
                     Admitted::Sound => {}
                     Admitted::Probing(probe) => (probing, _probe) = (true, Some(probe)),
                     Admitted::Dead => return Err(not_asked(call, attempts.made(), STOPPED_ANSWERING)),
+                    Admitted::OutOfQuota => return Err(not_asked(call, attempts.made(), OUT_OF_QUOTA)),
                     Admitted::Resting => return Err(not_asked(call, attempts.made(), LEFT_ALONE)),
                 }
             }
@@ -163,7 +165,9 @@ impl ApiClient {
                 self.breaker.failed();
             }
             let Some(pause) = attempts.failed(rate_limited, retry_after) else {
-                if !rate_limited {
+                if rate_limited {
+                    self.breaker.out_of_quota();
+                } else {
                     self.breaker.used_up();
                 }
                 match retry_after {
