@@ -40,6 +40,7 @@ def check(name, documents, variables):
     promises = {
         "no two at once": cron_job["concurrencyPolicy"] == "Forbid",
         "deadlines": cron_job["startingDeadlineSeconds"] > 0 and job["activeDeadlineSeconds"] > 0,
+        "a job has its deadline for one try": job["backoffLimit"] == 0,
         "not root": pod["securityContext"]["runAsNonRoot"] is True,
         "read-only root": container["securityContext"]["readOnlyRootFilesystem"] is True,
         "no privileges": container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
