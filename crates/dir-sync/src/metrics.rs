@@ -32,7 +32,8 @@ pub fn render(report: &Report, freshness: Option<&Freshness>) -> String {
     let mut text = Text { text: String::new(), directory: &report.directory };
     text.family(
         "dir_sync_last_run_exit_code",
-        "Exit code of the newest run: 0 done, 1 failed, 2 usage, 3 refused, 4 partial",
+        "Exit code of the newest run: 0 done, 1 failed, 2 usage, 3 refused, 4 partial, 5 another run holds the \
+         lease, 6 ended by a signal",
     );
     text.value("dir_sync_last_run_exit_code", "", report.exit_code());
     text.family("dir_sync_last_run_status", "1 for the status of the newest run");

@@ -164,6 +164,7 @@ async fn metrics_file_tells_how_each_run_ended() {
         assert!(text.lines().any(|other| other == line), "`{line}` is not in:\n{text}");
     }
     assert!(text.ends_with("# EOF\n"));
+    assert!(text.contains("5 another run holds the lease, 6 ended by a signal\n"), "{text}");
     let (_folder, other) = Org::new("C1").user("3", "cy").write();
     let (code, text) = with_metrics(run_of(&database, &other)).await;
     assert_eq!(code, 3);
