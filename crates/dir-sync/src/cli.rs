@@ -119,8 +119,9 @@ pub struct Monitoring {
     /// Write metrics of a `run` into this file (`OpenMetrics` text), for the textfile collector of a node exporter.
     #[arg(long, env = "DIR_SYNC_METRICS_FILE", value_name = "FILE")]
     pub metrics_file: Option<PathBuf>,
-    /// Send metrics of a `run` to this Prometheus push gateway, as in `http://pushgateway:9091`.
-    #[arg(long, env = "DIR_SYNC_PUSH_GATEWAY", value_name = "URL")]
+    /// Send metrics of a `run` to this Prometheus push gateway, as in `http://pushgateway:9091`, or
+    /// `https://user:password@pushgateway` for HTTP basic authentication.
+    #[arg(long, env = "DIR_SYNC_PUSH_GATEWAY", hide_env_values = true, value_name = "URL")]
     pub push_gateway: Option<String>,
 }
 

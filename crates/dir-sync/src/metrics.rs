@@ -6,13 +6,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use authz::mirror::{Freshness, Tally, Totals};
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use http_body_util::Full;
 use hyper::Request;
 use hyper::body::Bytes;
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use url::Url;
 
 use crate::google::connector;
@@ -142,7 +143,10 @@ pub fn write_file(path: &Path, directory: &str, text: &str) -> io::Result<()> {
 #[derive(Debug, thiserror::Error)]
 pub enum PushError {
     /// The address is none.
-    #[error("`{0}` is no address of a push gateway; write one such as `http://pushgateway:9091`")]
+    #[error(
+        "`{0}` is no address of a push gateway; write one such as `http://pushgateway:9091`, and in a password `%2F`, `%23`, `%3F` \
+         and `%40` for `/`, `#`, `?` and `@`"
+    )]
     Address(String),
     /// No TLS.
     #[error(transparent)]
@@ -162,23 +166,45 @@ pub enum PushError {
 }
 
 /// Puts what the text tells in place of what the gateway has of it for this job and directory, and leaves there what the
-/// text does not tell, such as a freshness that is not known.
+/// text does not tell, such as a freshness that is not known. A user and a password in the address are sent as HTTP basic
+/// authentication.
 ///
 /// # Errors
 /// [`PushError`]; the run is as good as it was.
 pub async fn push(gateway: &str, directory: &str, text: String) -> Result<(), PushError> {
     let directory = utf8_percent_encode(directory, NON_ALPHANUMERIC);
     let address = format!("{}/metrics/job/dir-sync/directory/{directory}", gateway.trim_end_matches('/'));
-    let url = Url::parse(&address)
+    let mut url = Url::parse(&address)
         .ok()
         .filter(|url| matches!(url.scheme(), "http" | "https"))
+        // A `/`, `?` or `#` in a password would make its beginning the host's port.
+        .filter(|url| !url.path().contains('@') && url.query().is_none() && url.fragment().is_none())
         // Who writes a password into it shall not find it in the log.
         .ok_or_else(|| PushError::Address(gateway.rsplit('@').next().unwrap_or_default().to_owned()))?;
-    let request = Request::post(url.as_str())
+    let authorization = take_credentials(&mut url)?;
+    let mut request = Request::post(url.as_str())
         .header(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")
         .body(Full::new(Bytes::from(text)))?;
+    if let Some(authorization) = authorization {
+        request.headers_mut().insert(AUTHORIZATION, authorization);
+    }
     let client = Client::builder(TokioExecutor::new()).build(connector()?);
     let answer =
         tokio::time::timeout(PUSH_WITHIN, client.request(request)).await.map_err(|_| PushError::Late)??;
     if answer.status().is_success() { Ok(()) } else { Err(PushError::Refused(answer.status().as_u16())) }
+}
+
+/// Takes user and password out of the address, as the header that tells them.
+fn take_credentials(url: &mut Url) -> Result<Option<HeaderValue>, hyper::http::Error> {
+    let (user, password) = (url.username(), url.password().unwrap_or_default());
+    if user.is_empty() && password.is_empty() {
+        return Ok(None);
+    }
+    let [user, password] = [user, password].map(|part| percent_decode_str(part).collect::<Vec<u8>>());
+    let pair = BASE64_STANDARD.encode([user, password].join(&b':'));
+    let mut header = HeaderValue::try_from(format!("Basic {pair}"))?;
+    header.set_sensitive(true);
+    // Only an address without a host has no place for them.
+    let _ = url.set_username("").and_then(|()| url.set_password(None));
+    Ok(Some(header))
 }

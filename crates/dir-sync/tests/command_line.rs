@@ -405,6 +405,7 @@ async fn password_is_in_no_output() {
     };
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let unknown_option = format!("{url}{}sslpassword={password}", if url.contains('?') { '&' } else { '?' });
+    let gateway = format!("http://me:{password}@pushgateway:9091");
     let programs = [
         (job("plan", &url), 0),
         (job("run", &url), 0),
@@ -417,6 +418,7 @@ async fn password_is_in_no_output() {
         (Program::new("migrate").environment("DIR_SYNC_DATABASE_URL", &url), 0),
         (Program::new("run").environment("DIR_SYNC_DATABASE_URL", &url).flag("--help"), 0),
         (Program::new("run").environment("DIR_SYNC_DATABASE_URL", &url), 2),
+        (Program::new("run").environment("DIR_SYNC_PUSH_GATEWAY", &gateway).flag("--help"), 0),
     ];
     for (program, code) in programs {
         let outcome = program.output().await;

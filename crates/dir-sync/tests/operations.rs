@@ -252,10 +252,33 @@ async fn push_gateway_is_told_and_never_fails_a_run() {
         ("http://127.0.0.1:1", "cannot be reached"),
         ("pushgateway:9091", "`pushgateway:9091` is no address of a push gateway"),
         ("me:secret@pushgateway:9091", "`pushgateway:9091` is no address of a push gateway"),
+        ("http://me:12/secret@pushgateway:9091", "`pushgateway:9091` is no address of a push gateway"),
+        ("http://me:12?secret@pushgateway:9091", "`pushgateway:9091` is no address of a push gateway"),
     ] {
         let outcome = run_of(&database, &path).environment("DIR_SYNC_PUSH_GATEWAY", address).output().await;
         assert_eq!((outcome.code, outcome.status().as_str()), (0, "unchanged"), "{outcome:?}");
         assert!(outcome.stderr.contains(says), "{outcome:?}");
         assert!(!outcome.stderr.contains("secret"), "{outcome:?}");
+    }
+}
+
+#[tokio::test]
+async fn password_for_a_push_gateway_is_sent_and_never_told() {
+    const USER_AND_PASSWORD: &str = "bWU6cEBzcy93b3Jk"; // me:p@ss/word
+    let (database, _pool) = database().await;
+    let (_folder, path) = org().write();
+    for status in [200, 401] {
+        let (address, taken) = gateway(status).await;
+        let with_password = address.replace("http://", "http://me:p%40ss%2Fword@");
+        let run = run_of(&database, &path).environment("DIR_SYNC_PUSH_GATEWAY", with_password);
+        let outcome = run.option("--log", "trace").output().await;
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        let request = taken.await.unwrap();
+        let header = format!("authorization: Basic {USER_AND_PASSWORD}\r\n");
+        assert!(request.contains(&header), "{request}");
+        assert!(request.contains(&format!("host: {}\r\n", address.replace("http://", ""))), "{request}");
+        for part in ["p%40ss", "p@ss", USER_AND_PASSWORD] {
+            assert!(!outcome.stderr.contains(part) && !outcome.stdout.contains(part), "`{part}` was told");
+        }
     }
 }
