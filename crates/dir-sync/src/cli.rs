@@ -137,7 +137,8 @@ pub enum LogFormat {
 /// Which database.
 #[derive(Debug, Args)]
 pub struct Database {
-    /// The database, as `postgres://user:password@host/name`
+    /// The database, as `postgres://user:password@host/name`; in a password `%2F`, `%23`, `%3F` and `%40` stand for `/`, `#`, `?`
+    /// and `@`
     #[arg(long, env = "DIR_SYNC_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub database_url: String,
 }
@@ -294,10 +295,21 @@ pub enum StartError {
     /// The URL is none.
     #[error("the database URL cannot be used; write postgres://user:password@host/name")]
     DatabaseUrl(#[source] sqlx::Error),
+    /// A password ends too early, and its rest would be taken for the host.
+    #[error(
+        "the database URL cannot be used: a `/`, `#` or `?` comes before its `@`; in a user name, a password or the name of a \
+         database write `%2F`, `%23`, `%3F` and `%40` for `/`, `#`, `?` and `@`"
+    )]
+    NotEncoded,
+    /// Another kind of database.
+    #[error(
+        "the database URL begins with `{0}://`; dir-sync needs PostgreSQL: write postgres://user:password@host/name"
+    )]
+    OtherDatabase(String),
     /// Nobody answers there.
-    #[error("the database at `{place}` cannot be reached")]
+    #[error("the database at {place} cannot be reached")]
     Unreachable {
-        /// Host and port, or socket; no credentials.
+        /// Host and port, or socket, in backticks; no credentials.
         place: String,
         /// Why not.
         #[source]
@@ -328,7 +340,11 @@ impl StartError {
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::DatabaseUrl(_) | Self::NoCredentials | Self::Source(SourceError::Setting { .. }) => 2,
+            Self::DatabaseUrl(_)
+            | Self::NotEncoded
+            | Self::OtherDatabase(_)
+            | Self::NoCredentials
+            | Self::Source(SourceError::Setting { .. }) => 2,
             Self::Stopped(_) => 6,
             Self::Unreachable { .. } | Self::Source(_) | Self::Signals(_) | Self::Authz(_) => 1,
         }
@@ -339,16 +355,10 @@ impl Database {
     /// Connects, or says within seconds why not.
     ///
     /// # Errors
-    /// [`StartError::DatabaseUrl`] or [`StartError::Unreachable`].
+    /// [`StartError::Unreachable`], or that the URL cannot be used: [`StartError::DatabaseUrl`], [`StartError::NotEncoded`] or
+    /// [`StartError::OtherDatabase`].
     pub async fn connect(&self) -> Result<PgPool, StartError> {
-        let options = PgConnectOptions::from_str(&self.database_url)
-            .map_err(StartError::DatabaseUrl)?
-            .application_name("dir-sync")
-            .disable_statement_logging(); // a bulk statement that takes seconds is no news
-        let place = options.get_socket().map_or_else(
-            || format!("{}:{}", options.get_host(), options.get_port()),
-            |s| s.display().to_string(),
-        );
+        let (options, place) = self.options_and_place()?;
         // One attempt of our own first: the pool would try until its time is up, and then say only that.
         let attempt = tokio::time::timeout(CONNECT_WITHIN, PgConnection::connect_with(&options)).await;
         let first = attempt.unwrap_or_else(|_| {
@@ -362,6 +372,43 @@ impl Database {
             Err(source) => return Err(StartError::Unreachable { place, source }),
         }
         Ok(PgPoolOptions::new().max_connections(4).acquire_timeout(CONNECT_WITHIN).connect_lazy_with(options))
+    }
+
+    /// How to connect, and the host and port, or the socket, as they may be shown.
+    // INVARIANT: no part of what may be a password is shown, however it is written (held by the tests
+    // `password_that_is_not_encoded_is_in_no_output` and `password_is_in_no_output`).
+    fn options_and_place(&self) -> Result<(PgConnectOptions, String), StartError> {
+        let text = &self.database_url;
+        if let Some((scheme, _)) = text.split_once("://")
+            && scheme.chars().all(|c| c.is_ascii_alphanumeric())
+            && !["postgres", "postgresql"].iter().any(|known| scheme.eq_ignore_ascii_case(known))
+        {
+            return Err(StartError::OtherDatabase(scheme.to_owned()));
+        }
+        // An `@` behind the host: of a password with one of these in it, or of an option, as in `?user=app@example.com`.
+        let behind = text.split_once("://").map_or(text.as_str(), |(_, rest)| rest);
+        let behind = behind.find(['/', '?', '#']).and_then(|end| behind.get(end..)).unwrap_or_default();
+        let options = PgConnectOptions::from_str(text);
+        if behind.contains('@') {
+            let path = behind.split('?').next().unwrap_or_default();
+            if options.is_err() || path.contains('@') || behind.contains('#') {
+                return Err(StartError::NotEncoded);
+            }
+        }
+        let options = options
+            .map_err(StartError::DatabaseUrl)?
+            .application_name("dir-sync")
+            .disable_statement_logging(); // a bulk statement that takes seconds is no news
+        let place = if behind.contains('@') {
+            "the host of its URL (not shown, as an `@` follows: in a password write `%2F`, `%23`, `%3F` and `%40` for `/`, `#`, `?` and `@`)"
+                .to_owned()
+        } else {
+            options.get_socket().map_or_else(
+                || format!("`{}:{}`", options.get_host(), options.get_port()),
+                |socket| format!("`{}`", socket.display()),
+            )
+        };
+        Ok((options, place))
     }
 }
 

@@ -413,7 +413,7 @@ async fn password_is_in_no_output() {
         (job("run", &url).option("--concurrency", "x"), 2),
         (job("run", &format!("postgres://app:{password}@127.0.0.1:{port}/app")), 1),
         (job("run", &format!("postgres://app:{password}@host:no-port/app")), 2),
-        (job("run", &format!("mysql://app:{password}@host/app")), 1),
+        (job("run", &format!("mysql://app:{password}@host/app")), 2),
         (job("run", &format!("postgres://app:{password}@host/app?sslmode=nonsense")), 2),
         (Program::new("migrate").environment("DIR_SYNC_DATABASE_URL", &url), 0),
         (Program::new("run").environment("DIR_SYNC_DATABASE_URL", &url).flag("--help"), 0),
@@ -425,4 +425,40 @@ async fn password_is_in_no_output() {
         assert_eq!(outcome.code, code, "{outcome:?}");
         assert!(!outcome.stdout.contains(&password) && !outcome.stderr.contains(&password), "{outcome:?}");
     }
+}
+
+#[tokio::test]
+async fn password_that_is_not_encoded_is_in_no_output() {
+    let (_folder, path) = org().write();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    for (user_and_password, code, says) in [
+        ("app:alpha/bravo", 2, "`%2F`, `%23`, `%3F` and `%40`"),
+        ("app:alpha#bravo", 2, "`%2F`, `%23`, `%3F` and `%40`"),
+        ("app:alpha?bravo", 2, "`%2F`, `%23`, `%3F` and `%40`"),
+        ("app:alpha@bravo/charlie", 2, "`%2F`, `%23`, `%3F` and `%40`"),
+        // A beginning of digits is a port to who reads it.
+        (&format!("app:{port}/bravo"), 2, "`%2F`, `%23`, `%3F` and `%40`"),
+        (&format!("app:alpha@127.0.0.1:{port}?bravo=charlie"), 1, "`%2F`, `%23`, `%3F` and `%40`"),
+        ("app:alpha@bravo", 1, "`127.0.0.1:1` cannot be reached"),
+    ] {
+        let url = format!("postgres://{user_and_password}@127.0.0.1:1/app");
+        for program in [
+            Program::job("run", &url).file(&path).environment("DIR_SYNC_LOG", "trace"),
+            Program::new("migrate").option("--database-url", &url),
+        ] {
+            let outcome = program.output().await;
+            let said = format!("{}{}", outcome.stdout, outcome.stderr);
+            assert_eq!(outcome.code, code, "{outcome:?}");
+            assert!(said.contains(says), "`{says}` is not in: {said}");
+            for part in ["alpha", "bravo", "charlie", port.as_str()] {
+                assert!(!said.contains(part), "`{part}` is in: {said}");
+            }
+        }
+    }
+    let option = format!("postgres://127.0.0.1:{port}/app?user=me@example.com");
+    let outcome = Program::job("run", &option).file(&path).output().await;
+    assert_eq!(outcome.code, 1, "an `@` in an option is none of a password: {outcome:?}");
+    let other = Program::job("run", "mysql://app:alpha@127.0.0.1/app").file(&path).output().await;
+    assert_eq!(other.code, 2, "{other:?}");
+    assert!(other.error().contains("`mysql://`") && other.error().contains("postgres://user"), "{other:?}");
 }
