@@ -441,7 +441,7 @@ impl Google {
 
 /// Reads a directory file in a thread that the program does not wait for when it ends: a file that does not come (a pipe,
 /// a share that hangs) would keep it from seeing a signal.
-async fn read_file(path: PathBuf) -> Result<FileSource, SourceError> {
+pub(crate) async fn read_file(path: PathBuf) -> Result<FileSource, SourceError> {
     let (done, read) = tokio::sync::oneshot::channel();
     let reading = path.clone();
     std::thread::spawn(move || {

@@ -8,11 +8,11 @@ use authz::{SchemaState, schema_state};
 use serde::Serialize;
 use sqlx::PgPool;
 
-use crate::cli::{Job, SourceChoice};
-use crate::file::FileSource;
+use crate::cli::{Job, SourceChoice, read_file};
 use crate::google::probe;
 use crate::source::error_chain;
 
+const DATABASE: &str = "database";
 const LEASE: &str = "lease";
 
 /// How one step went.
@@ -71,19 +71,39 @@ pub async fn examine(job: &Job) -> Examination {
             Ok(config) => probe(config).await,
             Err(error) => vec![Step::failed("credentials", &error)],
         },
-        SourceChoice::File(path) => vec![match FileSource::open(path) {
+        SourceChoice::File(path) => vec![match read_file(path.clone()).await {
             Ok(_) => Step::passed("file", "can be read"),
             Err(error) => Step::failed("file", &error),
         }],
     };
     match job.database.connect().await {
         Ok(pool) => {
-            steps.push(Step::passed("database", "answers"));
+            steps.push(writable(&pool).await.unwrap_or_else(|error| Step::failed(DATABASE, &error)));
             database(&pool, job, &mut steps).await;
         }
-        Err(error) => steps.push(Step::failed("database", &error)),
+        Err(error) => steps.push(Step::failed(DATABASE, &error)),
     }
     Examination { steps }
+}
+
+/// Whether the server takes changes. This asks about the server; what asks about the tables is in `authz`.
+async fn writable(pool: &PgPool) -> Result<Step, sqlx::Error> {
+    let (standby, read_only): (bool, bool) =
+        sqlx::query_as("select pg_is_in_recovery(), current_setting('transaction_read_only')::boolean")
+            .fetch_one(pool)
+            .await?;
+    Ok(match (standby, read_only) {
+        (true, _) => Step::lacking(
+            DATABASE,
+            "answers, but it is a hot standby, where nothing can be changed; name the primary in the database URL",
+        ),
+        (false, true) => Step::lacking(
+            DATABASE,
+            "answers, but its transactions are read-only (`default_transaction_read_only`), so that nothing can be changed; \
+             name the primary in the database URL, or set that off for this role",
+        ),
+        (false, false) => Step::passed(DATABASE, "answers"),
+    })
 }
 
 async fn database(pool: &PgPool, job: &Job, steps: &mut Vec<Step>) {

@@ -7,7 +7,7 @@ mod support;
 use authz::mirror::Run;
 use directory_emulator::{Effect, Emulator, Fault, Options, Target};
 use serde_json::Value;
-use testdb::Database;
+use testdb::{Database, Server};
 
 use self::support::*;
 
@@ -193,4 +193,25 @@ async fn each_step_in_the_database_is_named() {
     assert_finds(at(database.url()), "tables", &["this program needs", "dir-sync migrate"]).await;
     execute(&pool, "update authz._sqlx_migrations set version = 9999 where version = 1").await;
     assert_finds(at(database.url()), "tables", &["9999", "newer program"]).await;
+}
+
+#[tokio::test]
+async fn server_that_takes_no_changes_is_named() {
+    let (_folder, path) = org().write();
+    let at = |url: &str| Program::job("doctor", url).file(&path);
+    let (database, _pool) = database().await;
+    let url = database.url();
+    let read_only = format!(
+        "{url}{}options[default_transaction_read_only]=on",
+        if url.contains('?') { '&' } else { '?' }
+    );
+    assert_finds(at(&read_only), "database", &["default_transaction_read_only", "primary"]).await;
+
+    let primary = Server::start().await.unwrap();
+    let pool = connect(&primary.url("postgres")).await;
+    authz::migrate(&pool).await.unwrap();
+    assert_eq!(examined(at(&primary.url("postgres"))).await.1, []);
+    let standby = primary.standby().await.unwrap();
+    let well = assert_finds(at(&standby.url("postgres")), "database", &["hot standby", "primary"]).await;
+    assert_eq!(well, ["file", "tables", "privileges", "lease"], "the rest is tried");
 }
