@@ -330,6 +330,14 @@ pub enum StartError {
     /// A signal came first.
     #[error("ended by {0} before anything was done")]
     Stopped(Reason),
+    /// A signal came while the tables were made.
+    #[error(
+        "ended by {0}; it is not known which migrations were done, each as a whole or not at all: run `dir-sync migrate` again"
+    )]
+    StoppedMigrating(Reason),
+    /// The system does not give what a program needs.
+    #[error("the program cannot start its threads")]
+    Threads(#[source] std::io::Error),
     /// The tables could not be made.
     #[error(transparent)]
     Authz(#[from] authz::Error),
@@ -345,8 +353,12 @@ impl StartError {
             | Self::OtherDatabase(_)
             | Self::NoCredentials
             | Self::Source(SourceError::Setting { .. }) => 2,
-            Self::Stopped(_) => 6,
-            Self::Unreachable { .. } | Self::Source(_) | Self::Signals(_) | Self::Authz(_) => 1,
+            Self::Stopped(_) | Self::StoppedMigrating(_) => 6,
+            Self::Unreachable { .. }
+            | Self::Source(_)
+            | Self::Signals(_)
+            | Self::Threads(_)
+            | Self::Authz(_) => 1,
         }
     }
 }

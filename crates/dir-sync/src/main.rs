@@ -7,12 +7,12 @@ use std::time::Duration;
 use authz::DirectoryName;
 use authz::mirror::{freshness, runs};
 use clap::Parser;
-use dir_sync::cli::{self, Cli, Command, Job, LogFormat, Monitoring, Output, StartError};
+use dir_sync::cli::{self, Cli, Command, Database, Job, LogFormat, Monitoring, Output, StartError};
 use dir_sync::doctor::examine;
 use dir_sync::history::{Runs, Statuses, is_stale};
 use dir_sync::progress::ProgressLine;
 use dir_sync::source::error_chain;
-use dir_sync::stop::Stop;
+use dir_sync::stop::{Reason, Stop};
 use dir_sync::{DirectorySync, Options, Report, metrics};
 use serde::Serialize;
 use sqlx::PgPool;
@@ -23,27 +23,49 @@ use tracing_subscriber::{EnvFilter, filter, fmt};
 /// How long the database may take to say for the metrics how fresh the directory is.
 const FRESHNESS_WITHIN: Duration = Duration::from_secs(5);
 
-#[tokio::main]
-async fn main() -> ExitCode {
+/// How long the end of the program waits for threads that wait for a file, or for a name to be resolved.
+const LINGER: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
     let cli = Cli::parse();
     start_log(&cli);
-    match cli.command {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return not_begun(&StartError::Threads(error), Output::Text),
+    };
+    let code = runtime.block_on(execute(&cli));
+    runtime.shutdown_timeout(LINGER);
+    code
+}
+
+async fn execute(cli: &Cli) -> ExitCode {
+    let (done, output) = match &cli.command {
+        Command::Plan(job) => return sync(job, DirectorySync::plan, None).await,
+        Command::Run(job) => return sync(job, DirectorySync::run, Some(&job.monitoring)).await,
         Command::Migrate(database) => {
-            let migrated = async { Ok::<_, StartError>(authz::migrate(&database.connect().await?).await?) };
-            match migrated.await {
-                Ok(()) => say("the tables are up to date"),
-                Err(error) => not_begun(&error, Output::Text),
-            }
+            (unless_signalled(migrate(database), StartError::StoppedMigrating).await, Output::Text)
         }
-        Command::Plan(job) => sync(&job, DirectorySync::plan, None).await,
-        Command::Run(job) => sync(&job, DirectorySync::run, Some(&job.monitoring)).await,
         Command::Doctor(job) => {
-            let examination = examine(&job).await;
-            show(&examination, &examination, job.output);
-            ExitCode::from(u8::from(!examination.is_well()))
+            (unless_signalled(show_examination(job), StartError::Stopped).await, job.output)
         }
-        Command::Runs(history) => show_runs(&history).await.unwrap_or_else(|e| not_begun(&e, history.output)),
-        Command::Status(asked) => show_status(&asked).await.unwrap_or_else(|e| not_begun(&e, asked.output)),
+        Command::Runs(asked) => (unless_signalled(show_runs(asked), StartError::Stopped).await, asked.output),
+        Command::Status(asked) => {
+            (unless_signalled(show_status(asked), StartError::Stopped).await, asked.output)
+        }
+    };
+    done.unwrap_or_else(|error| not_begun(&error, output))
+}
+
+/// What needs no order to end in. As the first process of a container it would not see a signal that nobody handles.
+async fn unless_signalled(
+    work: impl Future<Output = Result<ExitCode, StartError>>,
+    stopped: fn(Reason) -> StartError,
+) -> Result<ExitCode, StartError> {
+    let stop = Stop::on_signals().map_err(StartError::Signals)?;
+    tokio::select! {
+        biased;
+        done = work => done,
+        reason = stop.wanted() => Err(stopped(reason)),
     }
 }
 
@@ -142,6 +164,17 @@ async fn monitor(monitoring: &Monitoring, directory: &DirectoryName, report: &Re
     {
         tracing::warn!(error = error_chain(&error), "the metrics could not be pushed");
     }
+}
+
+async fn migrate(database: &Database) -> Result<ExitCode, StartError> {
+    authz::migrate(&database.connect().await?).await?;
+    Ok(say("the tables are up to date"))
+}
+
+async fn show_examination(job: &Job) -> Result<ExitCode, StartError> {
+    let examination = examine(job).await;
+    show(&examination, &examination, job.output);
+    Ok(ExitCode::from(u8::from(!examination.is_well())))
 }
 
 async fn show_runs(asked: &cli::History) -> Result<ExitCode, StartError> {

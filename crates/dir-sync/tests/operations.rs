@@ -6,6 +6,7 @@ mod support;
 
 use std::path::Path;
 
+use rustix::process::Signal;
 use serde_json::Value;
 use testdb::Database;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -280,5 +281,31 @@ async fn password_for_a_push_gateway_is_sent_and_never_told() {
         for part in ["p%40ss", "p@ss", USER_AND_PASSWORD] {
             assert!(!outcome.stderr.contains(part) && !outcome.stdout.contains(part), "`{part}` was told");
         }
+    }
+}
+
+/// The first process of a container sees no signal that it does not handle.
+#[tokio::test]
+async fn signal_ends_what_only_looks_or_migrates_at_once() {
+    let (database, pool) = database().await;
+    let (_folder, path) = org().write();
+    let doctor = Program::job("doctor", database.url()).file(&path);
+    for (program, table, lock) in [
+        (ask("status", &database), "authz.directories", "lock table authz.directories"),
+        (ask("runs", &database), "authz.sync_runs", "lock table authz.sync_runs"),
+        (ask("migrate", &database), "authz._sqlx_migrations", "lock table authz._sqlx_migrations"),
+        (doctor, "authz._sqlx_migrations", "lock table authz._sqlx_migrations"),
+    ] {
+        let mut locker = pool.begin().await.unwrap();
+        sqlx::query(lock).execute(&mut *locker).await.unwrap();
+        let running = program.spawn();
+        until("it waits for the table", async || waits_for_lock(&pool, table).await).await;
+        running.signal(Signal::TERM);
+        let outcome = tokio::time::timeout(DEADLINE, running.output()).await.unwrap();
+        assert_eq!(outcome.code, 6, "{outcome:?}");
+        let said = format!("{}{}", outcome.stdout, outcome.stderr);
+        assert!(said.contains("ended by SIGTERM"), "{outcome:?}");
+        locker.rollback().await.unwrap();
+        assert_eq!(program.output().await.code, 0, "nothing is left in its way");
     }
 }
