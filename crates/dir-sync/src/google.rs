@@ -130,6 +130,12 @@ impl GoogleSource {
     /// # Errors
     /// [`SourceError::Credentials`] if the key file cannot be used, [`SourceError::Setting`] if another setting cannot.
     pub async fn new(config: GoogleConfig) -> Result<Self, SourceError> {
+        let sign_in = SignIn::new(&config, connector()?).await?;
+        Self::signed_in(config, sign_in)
+    }
+
+    /// The same with the key file read already.
+    fn signed_in(config: GoogleConfig, sign_in: SignIn) -> Result<Self, SourceError> {
         let base = base_url(&config.base_url)?;
         if config.customer.trim().is_empty() {
             return Err(SourceError::Setting {
@@ -138,12 +144,10 @@ impl GoogleSource {
                 ),
             });
         }
-        let connector = connector()?;
-        let sign_in = SignIn::new(&config, connector.clone()).await?;
         let http = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
-            .build(connector);
+            .build(connector()?);
         let limiter = Limiter::new(config.queries_per_minute);
         let throttle = Throttle::new(config.concurrency);
         let client =

@@ -4,7 +4,10 @@
 
 mod support;
 
+use std::path::{Path, PathBuf};
+
 use directory_emulator::{Effect, Emulator, Fault, Options, Target};
+use rustix::process::Signal;
 use sqlx::PgPool;
 
 use self::support::*;
@@ -82,6 +85,59 @@ async fn failing_step_without_a_key_is_tried_again() {
     }
     let program = Program::job("run", database.url()).google_at(&emulator);
     assert_mirrored(&pool, &program.machine(emulator.service_account()).for_admin(&emulator)).await;
+}
+
+/// A named pipe: what is written into it comes once, and as long as nobody writes, nothing comes.
+fn pipe(folder: &Path, name: &str) -> PathBuf {
+    let pipe = folder.join(name);
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+    assert!(made.success());
+    pipe
+}
+
+#[tokio::test]
+async fn key_may_come_through_a_pipe() {
+    let (database, pool) = database().await;
+    let emulator = Emulator::start(org().directory()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = pipe(folder.path(), "key.json");
+    for command in ["doctor", "run"] {
+        let program = Program::job(command, database.url()).google_at(&emulator).for_admin(&emulator);
+        let running = program.option("--google-credentials", &pipe).spawn();
+        let (pipe, key) = (pipe.clone(), emulator.service_account_key());
+        std::thread::spawn(move || std::fs::write(pipe, key));
+        let outcome = tokio::time::timeout(DEADLINE, running.output()).await.unwrap();
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+    }
+    assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&org().json(), false));
+}
+
+#[tokio::test]
+async fn signal_while_a_key_or_a_token_does_not_come_ends_the_program_in_order() {
+    let (database, _pool) = database().await;
+    let emulator = Emulator::start(org().directory()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let at = |command: &str| Program::job(command, database.url()).google_at(&emulator).for_admin(&emulator);
+    let key = pipe(folder.path(), "key.json");
+    let federated = at("run").federated(&emulator, folder.path(), true);
+    let token = folder.path().join("subject-token");
+    std::fs::remove_file(&token).unwrap();
+    let token = pipe(folder.path(), "subject-token");
+    for (program, pipe) in [
+        (at("run").option("--google-credentials", &key), &key),
+        (at("doctor").option("--google-credentials", &key), &key),
+        (federated, &token),
+    ] {
+        let running = program.spawn();
+        let pipe = pipe.clone();
+        let opened = tokio::task::spawn_blocking(move || std::fs::OpenOptions::new().write(true).open(pipe));
+        let silent = tokio::time::timeout(DEADLINE, opened).await.unwrap().unwrap().unwrap();
+        running.signal(Signal::TERM);
+        let outcome = tokio::time::timeout(DEADLINE, running.output()).await.unwrap();
+        assert_eq!(outcome.code, 6, "{outcome:?}");
+        assert!(outcome.error().contains("ended by SIGTERM"), "{outcome:?}");
+        drop(silent);
+    }
 }
 
 #[tokio::test]

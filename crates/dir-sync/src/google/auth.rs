@@ -23,19 +23,34 @@ use crate::source::{Cause, SourceError};
 const SCOPES: [&str; 2] = [USER_SCOPE, GROUP_SCOPE];
 const WHERE_KEYS_COME_FROM: &str = "expected the JSON key of a service account, from the Google Cloud console under IAM & Admin > Service Accounts > Keys";
 
-/// Reads a service-account key and checks that it can be used, so that a wrong file is named before the first call.
+/// Reads the file, once since a pipe gives it once, in a thread that the program does not wait for when it ends: a file
+/// that does not come would keep it from seeing a signal.
+async fn read(path: &Path) -> Result<Vec<u8>, SourceError> {
+    let (done, read) = tokio::sync::oneshot::channel();
+    let reading = path.to_owned();
+    std::thread::spawn(move || {
+        let _ = done.send(std::fs::read(reading)); // nobody waits any more
+    });
+    let unread = |_| Err(std::io::Error::other("it was not read to its end"));
+    let content = read.await.unwrap_or_else(unread);
+    content.map_err(|error| unusable(path, "cannot be read", Some(error.into())))
+}
+
+fn unusable(path: &Path, problem: &str, cause: Option<Cause>) -> SourceError {
+    let shown = path.display();
+    SourceError::Credentials {
+        message: format!("credentials file `{shown}` {problem}; {WHERE_KEYS_COME_FROM}"),
+        cause,
+    }
+}
+
+/// The service-account key that the file holds, if it can be used, so that a wrong file is named before the first call.
 ///
 /// # Errors
 /// [`SourceError::Credentials`] naming the file and what is wrong with it, without any of its content.
-pub(super) fn read_key(path: &Path) -> Result<ServiceAccountKey, SourceError> {
-    let shown = path.display();
-    let problem = |problem: String, cause: Option<Cause>| SourceError::Credentials {
-        message: format!("credentials file `{shown}` {problem}; {WHERE_KEYS_COME_FROM}"),
-        cause,
-    };
-    let bytes =
-        std::fs::read(path).map_err(|error| problem("cannot be read".to_owned(), Some(error.into())))?;
-    let value: Value = serde_json::from_slice(&bytes)
+fn parse_key(path: &Path, content: &[u8]) -> Result<ServiceAccountKey, SourceError> {
+    let problem = |problem: String, cause: Option<Cause>| unusable(path, &problem, cause);
+    let value: Value = serde_json::from_slice(content)
         .map_err(|error| problem("is not JSON".to_owned(), Some(error.into())))?;
     let Value::Object(fields) = &value else {
         return Err(problem("is no JSON object".to_owned(), None));
@@ -55,7 +70,7 @@ pub(super) fn read_key(path: &Path) -> Result<ServiceAccountKey, SourceError> {
             return Err(problem(format!("has no `{field}`"), None));
         }
     }
-    let key = yup_oauth2::parse_service_account_key(&bytes)
+    let key = yup_oauth2::parse_service_account_key(content)
         .map_err(|_| problem("has a field of the wrong type".to_owned(), None))?;
     // The library takes the address for granted.
     let usable = url::Url::parse(&key.token_uri).is_ok_and(|url| matches!(url.scheme(), "https" | "http"));
@@ -93,17 +108,22 @@ const MARGIN: Duration = Duration::from_mins(1);
 impl SignIn {
     /// Prepares to sign in, as `subject` if there is one; sends nothing yet.
     pub(super) async fn new(config: &GoogleConfig, connector: HttpsConnector) -> Result<Self, SourceError> {
-        let way = match config.credentials.as_deref() {
-            Some(path) if !is_external_account(path) => {
+        let file = match config.credentials.as_deref() {
+            Some(path) => Some((path, read(path).await?)),
+            None => None,
+        };
+        let file = file.as_ref().map(|(path, content)| (*path, content.as_slice()));
+        let way = match file {
+            Some((path, content)) if !is_external_account(content) => {
                 if config.keyless.service_account.is_some() {
                     return Err(SourceError::Setting {
                         message: "--google-service-account is for signing in without a key; the key names its account itself"
                             .to_owned(),
                     });
                 }
-                key_way(path, config.subject.as_deref(), connector).await?
+                key_way(path, content, config.subject.as_deref(), connector).await?
             }
-            file => {
+            _ => {
                 let http = Client::builder(TokioExecutor::new()).build(connector);
                 Way::Keyless(Box::new(KeylessSignIn::new(config.keyless.clone(), file, http)?))
             }
@@ -332,14 +352,19 @@ pub(super) fn code_passes(code: &str) -> bool {
     )
 }
 
-/// Whether the file is one of workload identity federation; what is wrong with another is said when it is read.
-fn is_external_account(path: &Path) -> bool {
-    let read = std::fs::read(path).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
-    read.is_some_and(|value| value.get("type").and_then(Value::as_str) == Some("external_account"))
+/// Whether the file is one of workload identity federation; what is wrong with another is said when it is used.
+fn is_external_account(content: &[u8]) -> bool {
+    serde_json::from_slice::<Value>(content)
+        .is_ok_and(|value| value.get("type").and_then(Value::as_str) == Some("external_account"))
 }
 
-async fn key_way(path: &Path, subject: Option<&str>, connector: HttpsConnector) -> Result<Way, SourceError> {
-    let key = read_key(path)?;
+async fn key_way(
+    path: &Path,
+    content: &[u8],
+    subject: Option<&str>,
+    connector: HttpsConnector,
+) -> Result<Way, SourceError> {
+    let key = parse_key(path, content)?;
     let (email, token_uri) = (key.client_email.clone(), key.token_uri.clone());
     let client_id = key.client_id.clone().unwrap_or_else(|| format!("of {email}"));
     let client = Client::builder(TokioExecutor::new()).build::<_, String>(connector);

@@ -104,10 +104,10 @@ pub(super) struct KeylessSignIn {
 pub(super) type Refused<'a> = &'a (dyn Fn(&str, Option<&str>) -> SourceError + Send + Sync);
 
 impl KeylessSignIn {
-    /// Reads the file, if it is a file that vouches for us; sends nothing yet.
+    /// With the path and the content of the file, if it is a file that vouches for us; sends nothing yet.
     pub(super) fn new(
         settings: Keyless,
-        file: Option<&Path>,
+        file: Option<(&Path, &[u8])>,
         http: Client<HttpsConnector, Full<Bytes>>,
     ) -> Result<Self, SourceError> {
         for (option, url) in [
@@ -122,7 +122,7 @@ impl KeylessSignIn {
             }
         }
         let identity = match file {
-            Some(file) => Identity::Federated(Box::new(read_external_account(file)?)),
+            Some((path, content)) => Identity::Federated(Box::new(parse_external_account(path, content)?)),
             None => Identity::Machine,
         };
         Ok(Self { settings, identity, http, account: OnceCell::new() })
@@ -362,7 +362,7 @@ impl KeylessSignIn {
     }
 }
 
-fn read_external_account(path: &Path) -> Result<ExternalAccount, SourceError> {
+fn parse_external_account(path: &Path, content: &[u8]) -> Result<ExternalAccount, SourceError> {
     let problem = |problem: &str, cause: Option<Cause>| SourceError::Credentials {
         message: format!(
             "credentials file `{}` {problem}; expected the configuration that `gcloud iam workload-identity-pools \
@@ -371,8 +371,7 @@ fn read_external_account(path: &Path) -> Result<ExternalAccount, SourceError> {
         ),
         cause,
     };
-    let bytes = std::fs::read(path).map_err(|error| problem("cannot be read", Some(error.into())))?;
-    let file: ExternalAccount = serde_json::from_slice(&bytes)
+    let file: ExternalAccount = serde_json::from_slice(content)
         .map_err(|error| problem("is not one of workload identity federation", Some(error.into())))?;
     let addresses = [
         Some(&file.token_url),

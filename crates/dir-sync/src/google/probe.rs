@@ -51,7 +51,7 @@ pub(crate) async fn probe(mut config: GoogleConfig) -> Vec<Step> {
     if !may {
         return steps;
     }
-    let source = match GoogleSource::new(config).await {
+    let source = match GoogleSource::signed_in(config, sign_in) {
         Ok(source) => source,
         Err(error) => {
             steps.push(Step::failed("API", &error));
