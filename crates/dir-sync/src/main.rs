@@ -31,7 +31,7 @@ fn main() -> ExitCode {
     start_log(&cli);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return not_begun(&StartError::Threads(error), Output::Text),
+        Err(error) => return not_begun(&StartError::Threads(error), Output::Text, cli.log_format),
     };
     let code = runtime.block_on(execute(&cli));
     runtime.shutdown_timeout(LINGER);
@@ -39,9 +39,10 @@ fn main() -> ExitCode {
 }
 
 async fn execute(cli: &Cli) -> ExitCode {
+    let log = cli.log_format;
     let (done, output) = match &cli.command {
-        Command::Plan(job) => return sync(job, DirectorySync::plan, None).await,
-        Command::Run(job) => return sync(job, DirectorySync::run, Some(&job.monitoring)).await,
+        Command::Plan(job) => return sync(job, DirectorySync::plan, None, log).await,
+        Command::Run(job) => return sync(job, DirectorySync::run, Some(&job.monitoring), log).await,
         Command::Migrate(database) => {
             (unless_signalled(migrate(database), StartError::StoppedMigrating).await, Output::Text)
         }
@@ -53,7 +54,7 @@ async fn execute(cli: &Cli) -> ExitCode {
             (unless_signalled(show_status(asked), StartError::Stopped).await, asked.output)
         }
     };
-    done.unwrap_or_else(|error| not_begun(&error, output))
+    done.unwrap_or_else(|error| not_begun(&error, output, log))
 }
 
 /// What needs no order to end in. As the first process of a container it would not see a signal that nobody handles.
@@ -94,6 +95,7 @@ async fn sync<F: Future<Output = Report>>(
     job: &Job,
     work: impl FnOnce(DirectorySync) -> F,
     monitoring: Option<&Monitoring>,
+    log: LogFormat,
 ) -> ExitCode {
     let (report, pool) = match start(job).await {
         Ok((pool, sync, line)) => {
@@ -105,6 +107,7 @@ async fn sync<F: Future<Output = Report>>(
             let mut report = Report::blank(&job.directory);
             report.error = Some(error_chain(&error));
             report.exit_code = Some(error.exit_code());
+            log_not_begun(&error, log);
             (report, None)
         }
     };
@@ -208,14 +211,22 @@ fn show(text: &impl std::fmt::Display, json: &impl Serialize, output: Output) {
 }
 
 /// The database or the source could not be opened, so there is nothing to report on.
-fn not_begun(error: &StartError, output: Output) -> ExitCode {
+fn not_begun(error: &StartError, output: Output, log: LogFormat) -> ExitCode {
     let message = error_chain(error);
+    log_not_begun(error, log);
     if output == Output::Json {
         say(&serde_json::json!({"status": "failed", "error": message}).to_string());
     } else {
         let _ = writeln!(std::io::stderr(), "failed: {message}");
     }
     ExitCode::from(error.exit_code())
+}
+
+/// No run has begun whose end would be in the log. People read it on standard error already.
+fn log_not_begun(error: &StartError, log: LogFormat) {
+    if log == LogFormat::Json {
+        tracing::error!(error = error_chain(error), exit_code = error.exit_code(), "failed");
+    }
 }
 
 /// A reader that went away is no reason to fail: the work is done.

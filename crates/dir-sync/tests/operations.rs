@@ -309,3 +309,22 @@ async fn signal_ends_what_only_looks_or_migrates_at_once() {
         assert_eq!(program.output().await.code, 0, "nothing is left in its way");
     }
 }
+
+/// Who reads the log of a machine sees no standard output.
+#[tokio::test]
+async fn failure_to_begin_is_one_error_in_a_log_for_machines() {
+    let (database, _pool) = database().await;
+    let missing = ask("run", &database).option("--directory", MAIN).file(Path::new("/nonexistent/org.json"));
+    let nobody = Program::new("status").option("--database-url", "postgres://127.0.0.1:1/none");
+    for (program, says) in [(missing, "does not exist"), (nobody, "cannot be reached")] {
+        let logged = program.clone().option("--log-format", "json").option("--output", "json").output().await;
+        assert_eq!(logged.code, 1, "{logged:?}");
+        let lines: Vec<Value> =
+            logged.stderr.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 1, "{logged:?}");
+        assert_eq!((&lines[0]["level"], &lines[0]["exit_code"]), (&"ERROR".into(), &1.into()));
+        assert!(lines[0]["error"].as_str().unwrap().contains(says), "{logged:?}");
+        let read = program.output().await;
+        assert_eq!(read.stderr.matches(says).count(), 1, "a person reads it once: {read:?}");
+    }
+}
