@@ -9,6 +9,7 @@ use authz::mirror::{freshness, runs};
 use clap::Parser;
 use dir_sync::cli::{self, Cli, Command, Database, Job, LogFormat, Monitoring, Output, StartError};
 use dir_sync::doctor::examine;
+use dir_sync::filter::Pattern;
 use dir_sync::history::{Runs, Statuses, is_stale};
 use dir_sync::progress::ProgressLine;
 use dir_sync::source::error_chain;
@@ -101,6 +102,7 @@ async fn sync<F: Future<Output = Report>>(
         Ok((pool, sync, line)) => {
             let report = work(sync).await;
             drop(line);
+            warn_of_no_group(job, &report);
             (report, Some(pool))
         }
         Err(error) => {
@@ -142,6 +144,21 @@ async fn start(job: &Job) -> Result<(PgPool, DirectorySync, Option<ProgressLine>
     let options = Options { stop, progress, ..job.options() };
     let sync = DirectorySync::new(pool.clone(), job.directory.clone(), source).options(options);
     Ok((pool, sync, line))
+}
+
+/// A pattern with a mistake in it leaves out everything, which looks like a directory without groups.
+fn warn_of_no_group(job: &Job, report: &Report) {
+    let none = report.plan.as_ref().is_some_and(|plan| plan.listed.groups == 0);
+    if none && report.left_out_groups > 0 && !job.include_groups.is_empty() {
+        let shown =
+            |patterns: &[Pattern]| patterns.iter().map(Pattern::to_string).collect::<Vec<_>>().join(",");
+        tracing::warn!(
+            include_groups = shown(&job.include_groups),
+            exclude_groups = shown(&job.exclude_groups),
+            left_out = report.left_out_groups,
+            "the patterns keep no group of the directory at all"
+        );
+    }
 }
 
 /// Tells the monitoring. What goes wrong here is a warning: the run is as good as it was.

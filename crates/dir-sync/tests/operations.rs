@@ -328,3 +328,20 @@ async fn failure_to_begin_is_one_error_in_a_log_for_machines() {
         assert_eq!(read.stderr.matches(says).count(), 1, "a person reads it once: {read:?}");
     }
 }
+
+#[tokio::test]
+async fn patterns_that_keep_no_group_are_named() {
+    let (database, _pool) = database().await;
+    let (_folder, path) = org().write();
+    let plan = |pattern: &str| {
+        let plan = Program::job("plan", database.url()).file(&path).option("--include-groups", pattern);
+        plan.option("--log", "warn").option("--log-format", "json")
+    };
+    let none = plan("osp@*,web@*").output().await;
+    assert_eq!(none.code, 0, "{none:?}");
+    let line: Value = serde_json::from_str(none.stderr.trim_end()).unwrap();
+    assert_eq!((&line["level"], &line["include_groups"]), (&"WARN".into(), &"osp@*,web@*".into()));
+    assert_eq!(run_of(&database, &path).output().await.code, 0);
+    let some = plan("osp@*,ops@*").output().await;
+    assert_eq!((some.code, some.stderr.as_str()), (0, ""), "unchanged groups are kept too: {some:?}");
+}
