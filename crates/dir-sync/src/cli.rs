@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use authz::DirectoryName;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{BoolishValueParser, OsStr, Resettable};
+use clap::error::ErrorKind;
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPoolOptions};
 use sqlx::{ConnectOptions, Connection, PgPool};
 use tracing_subscriber::EnvFilter;
@@ -36,7 +38,8 @@ Exit codes:
 
 /// Mirrors users, groups and memberships of a Google Workspace into Postgres.
 ///
-/// Every option can be given by the environment variable that its help names.
+/// Every option can be given by the environment variable that its help names. An empty one counts as not set; that of an
+/// option without a value takes true or false, yes or no, 1 or 0.
 #[derive(Debug, Parser)]
 #[command(name = "dir-sync", version, after_help = EXIT_CODES)]
 pub struct Cli {
@@ -66,6 +69,34 @@ pub enum Command {
     Runs(History),
     /// Show how fresh the directories are.
     Status(Freshness),
+}
+
+impl Cli {
+    /// What the command line and the environment say; ends the program if that cannot be used, or was a question for help.
+    #[must_use]
+    pub fn read() -> Self {
+        let matches = without_empty_variables(Self::command()).try_get_matches().unwrap_or_else(|error| {
+            match error.kind() {
+                // That names the empty variables too.
+                ErrorKind::DisplayHelp => Self::command().get_matches(),
+                _ => error.exit(),
+            }
+        });
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+    }
+}
+
+/// A variable that is empty is one that somebody wanted unset, as in a template.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let without = |option: Arg| {
+        let value = option.get_env().and_then(std::env::var_os);
+        if value.is_some_and(|value| value.is_empty()) {
+            option.env(Resettable::<OsStr>::Reset)
+        } else {
+            option
+        }
+    };
+    command.mut_args(without).mut_subcommands(|command| command.mut_args(without))
 }
 
 /// The text, if it is a filter: one that is none would be left out in silence.
@@ -168,7 +199,7 @@ pub struct Job {
     #[arg(long, env = "DIR_SYNC_EXCLUDE_GROUPS", value_name = "PATTERN", value_delimiter = ',')]
     pub exclude_groups: Vec<Pattern>,
     /// Link local users and groups that have the name of a directory's one, instead of reporting a conflict.
-    #[arg(long, env = "DIR_SYNC_ADOPT_LOCAL")]
+    #[arg(long, env = "DIR_SYNC_ADOPT_LOCAL", value_parser = BoolishValueParser::new())]
     pub adopt_local: bool,
     /// Users that may be removed, suspended or turned external at once: a share, or a number, whichever is more.
     #[arg(long, env = "DIR_SYNC_MAX_REMOVED_USERS", value_name = "LIMIT", default_value_t = Limits::default().users)]
@@ -187,7 +218,7 @@ pub struct Job {
     pub max_losing_users: Limit,
     /// Add and change only: users, groups and memberships that the directory lists no more stay. The run is partial if
     /// there are any.
-    #[arg(long, env = "DIR_SYNC_NO_REMOVE")]
+    #[arg(long, env = "DIR_SYNC_NO_REMOVE", value_parser = BoolishValueParser::new())]
     pub no_remove: bool,
     /// How to print the result.
     #[arg(long, env = "DIR_SYNC_OUTPUT", value_enum, default_value_t = Output::Text)]
@@ -509,8 +540,6 @@ impl Job {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use authz::DirectoryName;
 use authz::mirror::{freshness, runs};
-use clap::Parser;
 use dir_sync::cli::{self, Cli, Command, Database, Job, LogFormat, Monitoring, Output, StartError};
 use dir_sync::doctor::examine;
 use dir_sync::filter::Pattern;
@@ -28,7 +27,7 @@ const FRESHNESS_WITHIN: Duration = Duration::from_secs(5);
 const LINGER: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::read();
     start_log(&cli);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -462,3 +462,41 @@ async fn password_that_is_not_encoded_is_in_no_output() {
     assert_eq!(other.code, 2, "{other:?}");
     assert!(other.error().contains("`mysql://`") && other.error().contains("postgres://user"), "{other:?}");
 }
+
+#[tokio::test]
+async fn empty_variable_is_not_set_and_a_switch_is_true_or_false_in_many_words() {
+    let (database, _pool) = mirrored().await;
+    let (_folder, path) = emptied().write();
+    let plan = || Program::job("plan", database.url()).file(&path);
+    for (word, removed) in
+        [("1", 0), ("yes", 0), ("true", 0), ("0", 2), ("no", 2), ("false", 2), ("False", 2), ("", 2)]
+    {
+        let outcome = plan().environment("DIR_SYNC_NO_REMOVE", word).output().await;
+        assert_eq!(outcome.code, 0, "{outcome:?}");
+        assert_eq!(outcome.json()["counts"]["users"]["removed"], removed, "`{word}`: {outcome:?}");
+    }
+    assert_usage(plan().environment("DIR_SYNC_NO_REMOVE", "maybe"), &["--no-remove", "maybe"]).await;
+
+    let workspace = workspace(org().directory()).await;
+    let names = [
+        "DIR_SYNC_INCLUDE_GROUPS",
+        "DIR_SYNC_EXCLUDE_GROUPS",
+        "DIR_SYNC_ADOPT_LOCAL",
+        "DIR_SYNC_APPROVE",
+        "DIR_SYNC_CONCURRENCY",
+        "DIR_SYNC_GOOGLE_CUSTOMER",
+        "DIR_SYNC_GOOGLE_SERVICE_ACCOUNT",
+        "DIR_SYNC_LOG",
+        "DIR_SYNC_MAX_REMOVED_USERS",
+        "DIR_SYNC_METRICS_FILE",
+        "DIR_SYNC_PUSH_GATEWAY",
+    ];
+    let run = Program::job("run", database.url()).google(&workspace);
+    let outcome = names.iter().fold(run, |run, name| run.environment(name, "")).output().await;
+    assert_eq!((outcome.code, outcome.stderr.as_str()), (0, ""), "{outcome:?}");
+    let outcome = Program::new("status").environment("DIR_SYNC_DATABASE_URL", "").output().await;
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    assert!(outcome.stderr.contains("required") && outcome.stderr.contains("--database-url"), "{outcome:?}");
+    let help = Program::new("run").environment("DIR_SYNC_NO_REMOVE", "").flag("--help").output().await;
+    assert!(help.stdout.contains("DIR_SYNC_NO_REMOVE"), "{help:?}");
+}
