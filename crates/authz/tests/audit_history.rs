@@ -292,3 +292,50 @@ async fn operations_named_as_what_the_database_records_change_no_history() {
     assert_eq!(could.iter().map(|way| way.reason.as_str()).collect::<Vec<_>>(), ["they administer"]);
     assert_eq!(audit::verify_state(&pool).await.unwrap(), []);
 }
+
+/// East of UTC the end of 9999 is in the year 10000, which other programs do not read.
+#[tokio::test]
+async fn grant_until_the_end_of_9999_is_read_whatever_the_time_zone() {
+    let (_database, pool) = support::database().await;
+    action::register(&pool, &[(a("queue.read"), "")], &admin()).await.unwrap();
+    let end: DateTime<Utc> = "9999-12-31T23:59:59Z".parse().unwrap();
+    let by_hand = async |name: &str, zone: &str| {
+        users::create(&pool, &u(name), "", &admin()).await.unwrap();
+        sql(&pool, format!(
+            "begin; set local timezone = '{zone}';
+             insert into authz.user_actions (user_id, action_name, granted_by, expires_at)
+                 select user_id, 'queue.read', 'dba', '9999-12-31 23:59:59+00' from authz.users where user_name = '{name}';
+             commit"
+        ))
+        .await;
+    };
+    let told = async || {
+        names(
+            &pool,
+            "select distinct coalesce(row_of -> 'detail', detail) ->> 'expires_at' from authz.audit_log
+             left join jsonb_array_elements(detail -> 'rows') row_of on action = 'audit.baseline'
+             where coalesce(row_of -> 'detail', detail) ? 'expires_at' order by 1",
+        )
+        .await
+    };
+    by_hand("ada", "Europe/Berlin").await;
+    sql(
+        &pool,
+        "begin; set local timezone = 'Asia/Tokyo'; select authz.write_audit_baseline(); commit".to_owned(),
+    )
+    .await;
+    assert_eq!(told().await, ["9999-12-31T23:59:59+00:00"]);
+
+    // As records were written before.
+    sql(&pool, "alter function authz.audit_changes() reset timezone".to_owned()).await;
+    by_hand("bob", "Europe/Berlin").await;
+    by_hand("eve", "Asia/Tokyo").await;
+    assert_eq!(
+        told().await,
+        ["10000-01-01T00:59:59+01:00", "10000-01-01T08:59:59+09:00", "9999-12-31T23:59:59+00:00"]
+    );
+    let access = audit::who_could(&pool, &a("queue.read"), Moment::At(now(&pool).await)).await.unwrap();
+    let ends: Vec<_> =
+        access.iter().map(|access| (access.user.as_str(), access.ways[0].expires_at)).collect();
+    assert_eq!(ends, [("ada", Some(end)), ("bob", Some(end)), ("eve", Some(end))]);
+}

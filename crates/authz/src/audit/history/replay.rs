@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDateTime, TimeDelta, Utc};
 use serde_json::Value;
 
 use crate::name::GroupName;
@@ -202,7 +202,7 @@ impl World {
         }
         let expires_at = match detail.get("expires_at") {
             None | Some(Value::Null) => None,
-            Some(end) => Some(end.as_str()?.parse::<DateTime<Utc>>().ok()?),
+            Some(end) => Some(moment(end.as_str()?)?),
         };
         let text = |key| detail.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
         // A baseline says again what is known; the record that told of it says more.
@@ -218,6 +218,51 @@ impl World {
     }
 }
 
+/// A time as PostgreSQL writes it into JSON: in the time zone of the session, so in the last hours of 9999 it may be of the year
+/// 10000; with seconds in the offset, where that zone had some then; before Christ with `BC`.
+fn moment(text: &str) -> Option<DateTime<Utc>> {
+    if let Ok(moment) = text.parse() {
+        return Some(moment);
+    }
+    let (text, before_christ) = text.strip_suffix(" BC").map_or((text, false), |text| (text, true));
+    let day = text.find('T')?;
+    let (local, offset) = text.split_at(day + text.get(day..)?.find(['+', '-'])?);
+    let (year, rest) = local.split_once('-')?;
+    let year: i32 = year.parse().ok()?;
+    // A year of five digits is read with its sign only; the one before the first is the year 0.
+    let year = if before_christ { 1_i32.checked_sub(year)? } else { year };
+    let local: NaiveDateTime = format!("{year:+05}-{rest}").parse().ok()?;
+    let mut seconds = 0;
+    let mut parts = offset.get(1..)?.split(':');
+    for unit in [3600, 60, 1] {
+        seconds += unit * parts.next().map_or(Some(0), |part| part.parse::<u32>().ok())?;
+    }
+    let ahead =
+        TimeDelta::seconds(if offset.starts_with('-') { -i64::from(seconds) } else { seconds.into() });
+    Some(local.checked_sub_signed(ahead)?.and_utc())
+}
+
 fn list<'d>(detail: &'d Value, key: &str) -> &'d [Value] {
     detail.get(key).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_postgres_writes_them() {
+        for (written, meant) in [
+            ("2026-11-26T12:00:00.5+01:00", "2026-11-26T11:00:00.5Z"),
+            ("10000-01-01T00:59:59+01:00", "9999-12-31T23:59:59Z"),
+            ("1971-06-01T00:00:00.25-00:44:30", "1971-06-01T00:44:30.25Z"),
+            ("0044-03-15T12:00:00+00:53:28 BC", "-0043-03-15T11:06:32Z"),
+            ("0001-02-29T00:00:00+00 BC", "+0000-02-29T00:00:00Z"),
+        ] {
+            assert_eq!(moment(written), meant.parse().ok(), "{written}");
+        }
+        for unread in ["", "infinity", "2026-11-26", "2026-11-26T12:00:00", "10000-13-01T00:00:00+01:00"] {
+            assert_eq!(moment(unread), None, "{unread}");
+        }
+    }
 }
