@@ -17,6 +17,7 @@ mod writer;
 
 mod canonical;
 mod export;
+mod reading;
 pub mod retention;
 mod seal;
 mod verify;

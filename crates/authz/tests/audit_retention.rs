@@ -10,8 +10,11 @@ use std::fs::File;
 
 use authz::Error;
 use authz::audit::retention::{make_partitions, prune};
-use authz::audit::{Problem, Trust, checkpoint, seal, verify, verify_exports, verify_state};
-use sqlx::{Executor, PgPool};
+use authz::audit::{
+    Moment, Problem, Trust, checkpoint, export, seal, verify, verify_exports, verify_state, who_could,
+};
+use sqlx::postgres::PgPoolOptions;
+use sqlx::{Connection, Executor, PgPool};
 use support::admin;
 use trail::{fill, old_months, spoil, this_month};
 
@@ -197,4 +200,87 @@ async fn the_month_under_way_is_excused_by_nothing() {
     let report = verify(&pool, &Trust::new()).await.unwrap();
     assert_eq!(report.finding.unwrap().problem, Problem::RecordRemoved);
     assert_eq!(report.pruned_before, None);
+}
+
+/// The last step of `prune`, up to its commit: the months before this one are gone.
+async fn drop_old_months(tx: &mut sqlx::PgConnection, through_seal: i64) {
+    tx.execute("select authz.hold_audit_trail(exclusive => true)").await.unwrap();
+    tx.execute("select authz.write_audit_baseline()").await.unwrap();
+    let dropped: i32 = sqlx::query_scalar(
+        "select cardinality(authz.drop_audit_months(date_trunc('month', now() at time zone 'UTC')::date))",
+    )
+    .fetch_one(&mut *tx)
+    .await
+    .unwrap();
+    assert_eq!(dropped, 3);
+    sqlx::query(
+        "select authz.note_audit_prune(jsonb_build_object('through_seal', $1, 'before_micros',
+             extract(epoch from date_trunc('month', now() at time zone 'UTC') - timestamp '2000-01-01') * 1000000))",
+    )
+    .bind(through_seal)
+    .execute(tx)
+    .await
+    .unwrap();
+}
+
+#[tokio::test]
+async fn readers_that_wait_for_a_prune_see_what_it_left() {
+    let (_database, pool) = support::database().await;
+    old_months(&pool).await;
+    let action = support::action("month3.run");
+    authz::action::register(&pool, &[(action.clone(), "")], &admin()).await.unwrap();
+    make_partitions(&pool, 3).await.unwrap();
+    let last = seal(&pool, None).await.unwrap().checkpoint.unwrap();
+    let trust = Trust::new().checkpoint(last.clone());
+    let now = sqlx::query_scalar("select now() + interval '1 hour'").fetch_one(&pool).await.unwrap();
+
+    let mut retention = pool.begin().await.unwrap();
+    drop_old_months(&mut retention, last.seal_id).await;
+    let ((verified, exported, state, access), ()) = tokio::join!(
+        async {
+            let mut reader = pool.acquire().await.unwrap();
+            let mut tx = reader.begin_with("begin isolation level repeatable read read only").await.unwrap();
+            let mut file = Vec::new();
+            tokio::join!(
+                verify(&pool, &trust),
+                async { export(&pool, last.seal_id, None, &mut file).await },
+                verify_state(&pool),
+                who_could(&mut tx, &action, Moment::At(now)),
+            )
+        },
+        async {
+            loop {
+                let waiting: i64 = sqlx::query_scalar(
+                    "select count(*) from pg_locks where not granted and relation = 'authz.audit_log'::regclass",
+                )
+                .fetch_one(&pool)
+                .await
+                .unwrap();
+                if waiting == 4 {
+                    break;
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            retention.commit().await.unwrap();
+        },
+    );
+    let report = verified.unwrap();
+    assert_eq!((report.finding, report.pruned > 0), (None, true));
+    assert!(exported.is_ok(), "{exported:?}");
+    assert_eq!(state.unwrap(), []);
+    let users: Vec<_> = access.unwrap().into_iter().map(|access| access.user.to_string()).collect();
+    assert_eq!(users, ["a"]);
+}
+
+#[tokio::test]
+async fn one_connection_is_enough_to_prune() {
+    let (database, pool) = support::database().await;
+    old_months(&pool).await;
+    let one = PgPoolOptions::new().max_connections(1).connect(database.url()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let month = this_month(&pool).await;
+    let pruned = prune(&one, month, folder.path(), None, &admin()).await.unwrap();
+    assert_eq!(pruned.dropped.len(), 3);
+    let again = prune(&one, month, folder.path(), None, &admin()).await.unwrap();
+    assert!(again.dropped.is_empty());
 }

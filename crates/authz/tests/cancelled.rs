@@ -196,6 +196,11 @@ async fn audit_jobs_dropped_anywhere_leave_the_pool_whole() {
     assert_eq!(dropped_anywhere(&database, "a page", page).await.entries.len(), 10);
     let state = async |pool| audit::verify_state(&pool).await;
     assert_eq!(dropped_anywhere(&database, "a verify of the state", state).await, []);
+    let could = async |pool| {
+        audit::who_could(&pool, &action("a"), audit::Moment::At(chrono::DateTime::<chrono::Utc>::MAX_UTC))
+            .await
+    };
+    dropped_anywhere(&database, "a replay", could).await;
     let verify = async |pool| audit::verify(&pool, &Trust::new()).await;
     assert_eq!(dropped_anywhere(&database, "a verify", verify).await.finding, None);
     let export = async |pool| audit::export(&pool, 1, None, &mut io::sink()).await;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use authz::grant::{self, Grant};
 use authz::snapshot::Options;
-use authz::{Error, Revision, Snapshot, action as actions, user as users};
+use authz::{Error, Revision, Snapshot, action as actions, audit, user as users};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolOptions;
 use support::{action, admin, pattern, user};
@@ -115,6 +115,11 @@ async fn check_on_a_standby_answers_and_changes_nothing() {
     let mut tx = pair.reader.begin().await.unwrap();
     assert!(authz::check(&mut *tx, &ada, &read).await.unwrap().is_allow());
     tx.rollback().await.unwrap();
+    let now = sqlx::query_scalar("select now()").fetch_one(&pair.writer).await.unwrap();
+    let could = audit::could(&pair.reader, &ada, &read, audit::Moment::At(now)).await.unwrap();
+    assert_eq!(could.len(), 1);
+    assert_eq!(audit::verify(&pair.reader, &audit::Trust::new()).await.unwrap().finding, None);
+    assert_eq!(audit::verify_state(&pair.reader).await.unwrap(), []);
     pair.arrives(pair.revoke().await).await;
     assert!(!authz::check(&pair.reader, &ada, &read).await.unwrap().is_allow());
     let refused = grant::to_user(&pair.reader, &ada, &Grant::new(pattern("*"), ""), &admin()).await;

@@ -11,9 +11,10 @@ use base64::engine::general_purpose::STANDARD;
 use chrono::{DateTime, NaiveDate, Utc};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 
 use super::canonical::{COLUMNS, Digest, Encoder, Entry, Sealable};
+use super::reading::begin_reading;
 use super::seal::{Checkpoint, Seal, copy_range, micros, moment};
 use super::verify::walk::next_group;
 use super::verify::{Chain, Finding, Mismatch, Problem, Pruned, Trust, entries_of, locate, pruned};
@@ -264,7 +265,7 @@ pub async fn export(
     out: &mut (impl Write + Send),
 ) -> Result<Exported, Error> {
     let mut connection = Lent::from(pool).await?;
-    let mut tx = connection.begin_with("begin isolation level repeatable read read only").await?;
+    let mut tx = begin_reading(&mut connection).await?;
     let exported = export_in(&mut tx, first_seal, last_seal, out).await?;
     tx.rollback().await?;
     connection.give_back();

@@ -30,9 +30,11 @@ use std::fmt;
 use chrono::{DateTime, Utc};
 use futures_util::TryStreamExt;
 use serde::Serialize;
-use sqlx::{Acquire, PgConnection, Postgres};
+use sqlx::PgConnection;
 
 use self::replay::{Given, World};
+use super::reading::hold_trail;
+use crate::begin::Begin;
 use crate::error::Error;
 use crate::name::{ActionName, ActionPattern, GroupName, UserName};
 
@@ -98,12 +100,15 @@ impl fmt::Display for Way {
 /// # Errors
 /// [`Error::BeforeTrail`], [`Error::UnknownRecord`], [`Error::Database`] if the database does not answer.
 pub async fn who_could<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     action: &ActionName,
     moment: Moment,
 ) -> Result<Vec<Access>, Error> {
-    let mut connection = connection.acquire().await?;
-    let (world, at) = replay(&mut connection, action, moment).await?;
+    let mut tx = connection.begin_whole().await?;
+    // From here on no month goes, so all questions find the same ones.
+    hold_trail(&mut tx).await?;
+    let (world, at) = replay(&mut tx, action, moment).await?;
+    tx.rollback().await?;
     let mut all: BTreeMap<&str, Vec<Way>> = BTreeMap::new();
     for (user_id, way) in ways(&world, action, at) {
         if let Some(user) = world.users.get(&user_id) {
@@ -123,7 +128,7 @@ pub async fn who_could<'c>(
 /// # Errors
 /// As [`who_could`].
 pub async fn could<'c>(
-    connection: impl Acquire<'c, Database = Postgres>,
+    connection: impl Begin<'c>,
     user: &UserName,
     action: &ActionName,
     moment: Moment,

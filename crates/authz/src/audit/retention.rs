@@ -12,6 +12,7 @@ use sqlx::{Connection, PgConnection, PgPool};
 
 use super::canonical::{Hasher, Place};
 use super::export::export_in;
+use super::reading::begin_reading;
 use super::seal::{SigningKey, micros, seal, seals_after};
 use super::verify::{differences, pruned, verify_exports};
 use super::{Actor, Digest, Exported, Trust, act_as, checkpoint};
@@ -82,9 +83,7 @@ pub async fn prune(
 ) -> Result<Pruning, Error> {
     let before = before.with_day(1).unwrap_or(before);
     make_partitions(pool, MONTHS_AHEAD).await?;
-    let mut connection = Lent::from(pool).await?;
-    if !has_month_before(&mut connection, before).await? {
-        connection.give_back();
+    if !has_month_before(pool, before).await? {
         return Ok(Pruning { dropped: Vec::new(), exported: None, file: None, sha256: None });
     }
     seal(pool, key).await?;
@@ -93,7 +92,10 @@ pub async fn prune(
         return Err(Error::StateDiffers(differ));
     }
 
-    let mut tx = connection.begin_with("begin isolation level repeatable read read only").await?;
+    // INVARIANT: what was done so far held no connection meanwhile, so a pool of one will do (held by the test
+    // `one_connection_is_enough_to_prune`).
+    let mut connection = Lent::from(pool).await?;
+    let mut tx = begin_reading(&mut connection).await?;
     let first = pruned(&mut tx).await?.map_or(1, |pruned| pruned.through_seal.saturating_add(1));
     let last = checkpoint(&mut *tx).await?.map_or(0, |checkpoint| checkpoint.seal_id);
     let file = folder.join(format!("audit-{first:012}-{last:012}.ndjson.gz"));
@@ -156,7 +158,7 @@ async fn drop_months<'c>(
     Ok((tx, dropped))
 }
 
-async fn has_month_before(connection: &mut PgConnection, before: NaiveDate) -> Result<bool, Error> {
+async fn has_month_before(pool: &PgPool, before: NaiveDate) -> Result<bool, Error> {
     let found = sqlx::query_scalar!(
         r#"
         select exists (select from pg_inherits i join pg_class c on c.oid = i.inhrelid
@@ -165,7 +167,7 @@ async fn has_month_before(connection: &mut PgConnection, before: NaiveDate) -> R
         "#,
         before,
     )
-    .fetch_one(connection)
+    .fetch_one(pool)
     .await?;
     Ok(found)
 }

@@ -3,11 +3,12 @@
 use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{PgConnection, PgPool};
 
 use super::walk::next_group;
 use super::{Chain, Finding, Mismatch, Problem, Report, Trust, locate};
 use crate::audit::canonical::{Encoder, Place};
+use crate::audit::reading::begin_reading;
 use crate::audit::seal::{copy_range, last_seal, moment, normal_end};
 use crate::error::Error;
 use crate::lent::Lent;
@@ -19,7 +20,7 @@ use crate::lent::Lent;
 /// [`Error::Database`] if the database does not answer. What does not fit is no error, it is in the report.
 pub async fn verify(pool: &PgPool, trust: &Trust) -> Result<Report, Error> {
     let mut connection = Lent::from(pool).await?;
-    let mut tx = connection.begin_with("begin isolation level repeatable read read only").await?;
+    let mut tx = begin_reading(&mut connection).await?;
     let mut chain = Chain::new(trust.clone());
     let pruned = pruned(&mut tx).await?;
     chain.report.pruned_before = pruned.and_then(|pruned| moment(pruned.before));
