@@ -20,6 +20,7 @@ mod export;
 mod reading;
 pub mod retention;
 mod seal;
+mod silence;
 mod verify;
 
 use chrono::{DateTime, Utc};

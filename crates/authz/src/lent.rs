@@ -54,3 +54,19 @@ impl DerefMut for Lent {
         &mut self.connection
     }
 }
+
+/// Drops a transaction of a pool, or what has become of it, whose server does not answer, and its connection with it: at once and
+/// without a word to the server.
+///
+/// What is dropped elsewhere gives its connection back to the pool, in a task that first waits for the server to answer:
+/// without end if it is silent, and the pool's place is taken for as long. Here that task comes to a runtime that ends
+/// before it runs, and the connection is dropped with it.
+pub(crate) fn drop_silent(transaction: impl Send + 'static) {
+    // It has neither threads nor timers.
+    let Ok(gone) = tokio::runtime::Builder::new_current_thread().build() else { return };
+    {
+        let _inside = gone.enter();
+        drop(transaction);
+    }
+    gone.shutdown_background();
+}

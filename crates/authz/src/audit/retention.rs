@@ -14,6 +14,7 @@ use super::canonical::{Hasher, Place};
 use super::export::export_in;
 use super::reading::begin_reading;
 use super::seal::{SigningKey, micros, seal, seals_after};
+use super::silence::{WORK, end_with_us, within};
 use super::verify::{differences, pruned, verify_exports};
 use super::{Actor, Digest, Exported, Trust, act_as, checkpoint};
 use crate::error::Error;
@@ -28,10 +29,12 @@ pub const MONTHS_AHEAD: u16 = 3;
 /// [`Error::Database`] if the database does not answer, or if readers did not let it work within two seconds: then a
 /// later attempt will do, records go to a default partition meanwhile.
 pub async fn make_partitions(pool: &PgPool, months_ahead: u16) -> Result<u32, Error> {
-    let made =
+    let mut connection = Lent::from(pool).await?;
+    let making =
         sqlx::query_scalar!(r#"select authz.make_audit_partitions($1) as "made!""#, i32::from(months_ahead))
-            .fetch_one(pool)
-            .await?;
+            .fetch_one(&mut *connection);
+    let made = within(WORK, async { Ok(making.await?) }).await?;
+    connection.give_back();
     Ok(made.unsigned_abs())
 }
 
@@ -132,6 +135,7 @@ async fn drop_months<'c>(
     let checkpoint = exported.checkpoint.as_ref();
     let through_seal =
         checkpoint.map_or(exported.first_seal.saturating_sub(1), |checkpoint| checkpoint.seal_id);
+    end_with_us(&mut tx).await?;
     act_as(&mut tx, actor).await?;
     sqlx::query!("set local lock_timeout = '5s'").execute(&mut *tx).await?;
     sqlx::query!("select authz.hold_audit_trail(exclusive => true)").fetch_one(&mut *tx).await?;

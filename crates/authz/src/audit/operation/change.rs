@@ -13,10 +13,11 @@ use crate::audit::line::{self, Line, failure, redacted};
 use crate::audit::writer::Answer;
 use crate::audit::{self, Actor, Outcome, Writer};
 use crate::error::Error;
+use crate::lent;
 use crate::permit::{Permit, Refusal};
 use crate::service::Authz;
 
-/// For so long the database is asked what became of a commit whose answer got lost.
+/// For so long the database is asked what became of a commit whose answer got lost, and is waited for to roll back.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A transaction in which a user's right to change something was decided: made by
@@ -130,7 +131,12 @@ impl<A> Change<A> {
         let told = self.hand_over(what, error);
         if let Some(tx) = self.tx.take() {
             // Whether or not the server hears of it, nothing is committed any more.
-            let _ = tx.rollback().await;
+            // INVARIANT: a server that does not answer holds nobody up for ever, here or in its pool (held by the test
+            // `change_that_fails_ends_though_the_database_is_silent`).
+            let mut rollback = Box::pin(tx.rollback());
+            if tokio::time::timeout(PATIENCE, &mut rollback).await.is_err() {
+                lent::drop_silent(rollback);
+            }
         }
         wait_for(told).await;
     }

@@ -1,12 +1,15 @@
 //! One run of the sealer, in the database.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use futures_util::TryStreamExt;
 use serde::Serialize;
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 
 use super::{Checkpoint, FORMAT, Seal, SigningKey, last_seal, moment};
 use crate::audit::canonical::{COLUMNS, Digest, Encoder, Place, Sealable, entries, from_hex};
 use crate::audit::era;
+use crate::audit::silence::{ANSWER, WORK, end_with_us, while_it_goes_on, within};
 use crate::error::Error;
 use crate::lent::Lent;
 use crate::snapshot::copy::{Field, Rows};
@@ -39,7 +42,7 @@ pub struct Sealed {
 /// [`Error::Database`] if the database does not answer, or if it took longer than five seconds to stop writers.
 pub async fn seal(pool: &PgPool, key: Option<&SigningKey>) -> Result<Sealed, Error> {
     let mut connection = Lent::from(pool).await?;
-    era::note(&mut connection).await?;
+    within(ANSWER, async { Ok(era::note(&mut connection).await?) }).await?;
     let mut total = Sealed::default();
     loop {
         match step(&mut connection, key).await? {
@@ -77,14 +80,30 @@ struct Now {
     foreign: bool,
 }
 
+/// One transaction of the sealer; an error if the database falls silent.
+// INVARIANT: a sealer whose database is silent can be stopped (held by the test `sealer_ends_though_the_database_is_silent`).
 async fn step(connection: &mut PgConnection, key: Option<&SigningKey>) -> Result<Step, Error> {
+    let Some(tx) = within(ANSWER, take_turn(connection)).await? else { return Ok(Step::Busy) };
+    let steps = AtomicU64::new(0);
+    while_it_goes_on(WORK, &steps, seal_some(tx, key, &steps)).await
+}
+
+/// Begins a step; `None` if another sealer is at one.
+async fn take_turn(connection: &mut PgConnection) -> Result<Option<Transaction<'_, Postgres>>, Error> {
     let mut tx = connection.begin_with("begin isolation level read committed").await?;
+    end_with_us(&mut tx).await?;
     let mine = sqlx::query_scalar!(r#"select pg_try_advisory_xact_lock(7022914605) as "mine!""#)
         .fetch_one(&mut *tx)
         .await?;
-    if !mine {
-        return Ok(Step::Busy);
-    }
+    Ok(mine.then_some(tx))
+}
+
+/// Counts up with each record and each seal.
+async fn seal_some(
+    mut tx: Transaction<'_, Postgres>,
+    key: Option<&SigningKey>,
+    steps: &AtomicU64,
+) -> Result<Step, Error> {
     let last = last_seal(&mut *tx).await?;
     let base_audit_id = last
         .as_ref()
@@ -141,6 +160,7 @@ async fn step(connection: &mut PgConnection, key: Option<&SigningKey>) -> Result
     let mut encoder = Encoder::new();
     copy_range(&mut tx, &range, |row| {
         records.push(encoder.row(row)?);
+        steps.fetch_add(1, Ordering::Relaxed);
         Ok(())
     })
     .await?;
@@ -155,6 +175,7 @@ async fn step(connection: &mut PgConnection, key: Option<&SigningKey>) -> Result
         };
         let next = chain.next(&now, era, base_audit_id, closing, until);
         chain.write(&mut tx, next, chunk).await?;
+        steps.fetch_add(1, Ordering::Relaxed);
         if rest.is_empty() {
             break;
         }
