@@ -11,6 +11,7 @@ use dir_sync::doctor::examine;
 use dir_sync::filter::Pattern;
 use dir_sync::history::{Runs, Statuses, is_stale};
 use dir_sync::progress::ProgressLine;
+use dir_sync::run::ENDED;
 use dir_sync::source::error_chain;
 use dir_sync::stop::{Reason, Stop};
 use dir_sync::{DirectorySync, Options, Report, metrics};
@@ -73,10 +74,10 @@ async fn unless_signalled(
 /// The log goes to standard error, so that standard output is the result alone.
 fn start_log(cli: &Cli) {
     let default = match cli.log_format {
-        LogFormat::Human => "warn", // a person reads the report
-        LogFormat::Json => "info",
+        LogFormat::Human => format!("warn,{ENDED}=off"), // a person reads the report
+        LogFormat::Json => "info".to_owned(),
     };
-    let filter = EnvFilter::new(cli.log.as_deref().unwrap_or(default));
+    let filter = EnvFilter::new(cli.log.as_deref().unwrap_or(&default));
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let lines = match cli.log_format {
         LogFormat::Human => lines.boxed(),

@@ -454,7 +454,8 @@ impl DirectorySync {
         }
         report.api_calls = self.source.calls();
         report.duration_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        // What somebody has to look at is loud in a log that shows warnings only, too.
+        // INVARIANT: what somebody has to look at is loud in a log that shows warnings only, too (held by the test
+        // `end_that_somebody_has_to_look_at_is_a_warning_or_an_error`).
         let reason = match report.status {
             Status::Failed => report.error.clone(),
             Status::Refused => report.refusal.as_ref().map(ToString::to_string),
@@ -464,6 +465,7 @@ impl DirectorySync {
         macro_rules! ended {
             ($level:ident) => {
                 tracing::$level!(
+                    target: ENDED,
                     run_id = report.run_id,
                     directory = report.directory,
                     status = %report.status,
@@ -478,13 +480,17 @@ impl DirectorySync {
             };
         }
         match report.status {
-            Status::Failed => ended!(error),
-            Status::Refused | Status::Partial => ended!(warn),
+            // Another run at work, and a signal, are no fault.
+            Status::Failed if report.exit_code() == 1 => ended!(error),
+            Status::Failed | Status::Refused | Status::Partial => ended!(warn),
             Status::Applied | Status::Unchanged | Status::Planned => ended!(info),
         }
         report
     }
 }
+
+/// The target of the log's last line about a run; for people who read the report already, a filter can leave it out.
+pub const ENDED: &str = "dir_sync::ended";
 
 /// Why a run came to nothing.
 #[derive(Debug, thiserror::Error)]

@@ -49,6 +49,29 @@ async fn json_log_is_one_object_a_line_and_ends_with_the_run() {
     assert_eq!(quiet.output().await.stderr, "");
 }
 
+/// A machine's log that shows warnings only has it, and a person reads it once.
+#[tokio::test]
+async fn end_that_somebody_has_to_look_at_is_a_warning_or_an_error() {
+    let (database, _pool) = database().await;
+    let (_folder, path) = org().write();
+    assert_eq!(run_of(&database, &path).output().await.code, 0);
+    let (_folder, emptied) = Org::new("C1").user("3", "cy").write();
+    let (_folder, elsewhere) = Org::new("C2").user("3", "cy").write();
+    for (path, level, says) in [(emptied, "WARN", "run again with --approve"), (elsewhere, "ERROR", "`C2`")] {
+        let warnings = run_of(&database, &path).option("--log-format", "json").option("--log", "warn");
+        let logged = warnings.output().await;
+        let line: Value = serde_json::from_str(logged.stderr.trim_end()).unwrap();
+        assert_eq!((&line["message"], &line["level"]), (&"run ended".into(), &level.into()), "{line}");
+        assert!(line["reason"].as_str().unwrap().contains(says), "{line}");
+        let read = Program::new("run")
+            .option("--database-url", database.url())
+            .option("--directory", MAIN)
+            .file(&path);
+        let read = read.output().await;
+        assert_eq!(read.stderr.matches(says).count(), 1, "{read:?}");
+    }
+}
+
 #[tokio::test]
 async fn log_for_people_has_no_colours_where_nobody_looks_and_a_wrong_filter_is_no_silence() {
     let (database, _pool) = database().await;
