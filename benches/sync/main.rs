@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dir_sync::crawl::{Batch, CrawlOptions, crawl};
-use dir_sync::guard::{Limit, Limits};
+use dir_sync::guard::Limits;
 use dir_sync::{DirectorySync, Options, Report, Status};
 use sqlx::PgPool;
 use sqlx::postgres::PgPoolCopyExt;
@@ -51,17 +51,7 @@ pub(crate) async fn migrated() -> (Database, PgPool) {
 }
 
 pub(crate) fn options() -> Options {
-    let all = Limit::new(100, u64::MAX);
-    Options {
-        limits: Limits {
-            users: all,
-            groups: all,
-            memberships: all,
-            members_of_group: all,
-            losing_users: all,
-        },
-        ..Options::default()
-    }
+    Options { limits: Limits::NONE, ..Options::default() }
 }
 
 async fn sync(pool: &PgPool, world: World) -> (Duration, Report) {

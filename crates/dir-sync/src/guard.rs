@@ -89,6 +89,14 @@ pub struct Limits {
     pub losing_users: Limit,
 }
 
+impl Limits {
+    /// Whatever the directory says goes.
+    pub const NONE: Self = {
+        let all = Limit::new(100, 0);
+        Self { users: all, groups: all, memberships: all, members_of_group: all, losing_users: all }
+    };
+}
+
 impl Default for Limits {
     /// A tenth; in small directories three users, three groups, ten memberships, ten users who lose an action, but not more than
     /// half, rounded up. Of one group half the members; of a small group five.

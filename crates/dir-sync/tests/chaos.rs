@@ -8,7 +8,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use dir_sync::guard::{Limit, Limits};
+use dir_sync::guard::Limits;
 use dir_sync::{Options, Status};
 use directory_emulator::{Effect, Fault, Framing, Gate, Target};
 use rand::rngs::SmallRng;
@@ -21,17 +21,7 @@ use self::support::*;
 const STEPS: usize = 60;
 
 fn everything_may_go() -> Options {
-    let all = Limit::new(100, 1_000);
-    Options {
-        limits: Limits {
-            users: all,
-            groups: all,
-            memberships: all,
-            members_of_group: all,
-            losing_users: all,
-        },
-        ..Options::default()
-    }
+    Options { limits: Limits::NONE, ..Options::default() }
 }
 
 /// One moment of the directory.

@@ -29,9 +29,7 @@ fn org() -> Org {
 }
 
 fn everything_may_go(include_external: bool) -> Options {
-    let all = Limit::new(100, 1_000);
-    let limits =
-        Limits { users: all, groups: all, memberships: all, members_of_group: all, losing_users: all };
+    let limits = Limits::NONE;
     Options { include_external, limits, ..Options::default() }
 }
 

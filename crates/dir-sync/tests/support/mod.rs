@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use authz::DirectoryName;
 use authz::audit::Actor;
-use dir_sync::guard::{Limit, Limits};
+use dir_sync::guard::Limits;
 use dir_sync::source::Source;
 use dir_sync::{DirectorySync, Options, Report, Status};
 use sqlx::postgres::PgPoolOptions;
@@ -71,9 +71,7 @@ pub(crate) fn organisation(moment: &str) -> PathBuf {
 
 /// Whatever goes may go.
 pub(crate) fn unlimited() -> Options {
-    let all = Limit::new(100, 0);
-    let limits =
-        Limits { users: all, groups: all, memberships: all, members_of_group: all, losing_users: all };
+    let limits = Limits::NONE;
     Options { limits, ..Options::default() }
 }
 
