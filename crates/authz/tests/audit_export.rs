@@ -97,6 +97,14 @@ async fn each_change_of_a_line_names_its_record() {
     changed[at] = &altered;
     expect(&changed, Problem::RecordAltered, Some(15), Some(number));
 
+    for other in [",\"by_database\":true", ",\"by_database\":null", ""] {
+        let altered = lines[at].replace(",\"by_database\":false", other);
+        assert_ne!(altered, lines[at]);
+        let mut changed = lines.clone();
+        changed[at] = &altered;
+        expect(&changed, Problem::RecordAltered, Some(15), Some(number));
+    }
+
     let mut changed = lines.clone();
     changed.remove(at);
     let found = finding(&changed).unwrap();
@@ -128,6 +136,25 @@ async fn each_change_of_a_line_names_its_record() {
     assert_eq!((found.problem, found.seal_id), (Problem::ChainTruncated, 3));
     for length in 0..lines.len() {
         assert!(finding(&lines[..length]).is_some(), "{length}");
+    }
+}
+
+/// Written by a version that sealed records without `by_database`.
+#[test]
+fn an_export_of_the_first_form_verifies() {
+    let text = include_str!("data/trail_of_the_first_form.ndjson");
+    let last = "3:625be0fb95c74d47ec605a3584144c66749d61c968f92c9465610683f90f41c9";
+    let report = read(text, &Trust::new().checkpoint(last.parse().unwrap()));
+    assert_eq!((report.finding, report.seals, report.records), (None, 3, 30));
+    let lines: Vec<&str> = text.lines().collect();
+    let at = lines.iter().position(|line| line.starts_with("{\"audit_id\":15,")).unwrap();
+    for (before, after) in [("\"tests\"", "\"test\""), ("}", ",\"by_database\":null}")] {
+        let (head, tail) = lines[at].rsplit_once(before).unwrap();
+        let altered = format!("{head}{after}{tail}");
+        let mut changed = lines.clone();
+        changed[at] = &altered;
+        let found = finding(&changed).unwrap();
+        assert_eq!((found.problem, found.audit_id), (Problem::RecordAltered, Some(15)), "{altered}");
     }
 }
 

@@ -75,6 +75,8 @@ async fn an_altered_column_is_found_and_its_record_named() {
         "revision = revision + 1",
         "database_user = 'nobody'",
         "operation_id = 1",
+        "by_database = true",
+        "by_database = null",
     ] {
         let sql: &'static str = format!(
             "create temporary table kept as select * from authz.audit_log where audit_id = 15;

@@ -1,9 +1,10 @@
 //! A record as bytes, always the same ones, whatever the session's settings, the server or the way they came.
 //!
-//! The columns in the order of [`COLUMNS`]; each as the length of its value (four bytes, big-endian; all ones for
+//! The columns in the order of [`copy_range`](super::seal::copy_range); each as the length of its value (four bytes, big-endian; all ones for
 //! null) and the value: a number as eight bytes, big-endian; a time as such a number, microseconds since
 //! 2000-01-01 UTC; a text as UTF-8; JSON as the text that Postgres gives for `jsonb`, which is the same for the same
-//! value. So two different records never give the same bytes. A digest begins with a word for what it is a digest of.
+//! value; what is true or false as one byte. So two different records never give the same bytes. A digest begins with a
+//! word for what it is a digest of, and in which [`Form`].
 
 use ring::digest::{Context, SHA256, digest};
 
@@ -11,12 +12,49 @@ use crate::error::Error;
 use crate::snapshot::copy::Field;
 
 /// How many columns a record has.
-pub(crate) const COLUMNS: usize = 14;
+pub(crate) const COLUMNS: usize = 15;
 /// The length of one entry of a seal.
 pub(crate) const ENTRY: usize = 48;
 
-const RECORD: &[u8] = b"authz audit record 1\n";
 const NULL: [u8; 4] = [0xff; 4];
+
+/// What of a record is in its digest: the form of its seal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Form {
+    /// All columns but `by_database`.
+    One,
+    /// All of them.
+    Two,
+}
+
+impl Form {
+    /// The one that seals are written in.
+    pub(crate) const NEWEST: Self = Self::Two;
+
+    /// By its number in a seal; `None` if it is of a later version than this.
+    pub(crate) const fn of(format: i16) -> Option<Self> {
+        match format {
+            1 => Some(Self::One),
+            2 => Some(Self::Two),
+            _ => None,
+        }
+    }
+
+    /// The reverse.
+    pub(crate) const fn format(self) -> i16 {
+        match self {
+            Self::One => 1,
+            Self::Two => 2,
+        }
+    }
+
+    const fn word(self) -> &'static [u8] {
+        match self {
+            Self::One => b"authz audit record 1\n",
+            Self::Two => b"authz audit record 2\n",
+        }
+    }
+}
 
 /// A SHA-256.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -125,6 +163,8 @@ impl Entry {
 pub(crate) struct Sealable {
     pub(crate) entry: Entry,
     pub(crate) transaction_id: u64,
+    /// Of the digest.
+    pub(crate) form: Form,
 }
 
 /// The entries of these records, as a seal holds them.
@@ -181,9 +221,9 @@ impl Encoder {
     }
 
     /// Begins a record.
-    pub(crate) fn begin(&mut self) {
+    pub(crate) fn begin(&mut self, form: Form) {
         self.0.clear();
-        self.0.extend_from_slice(RECORD);
+        self.0.extend_from_slice(form.word());
     }
 
     pub(crate) fn value(&mut self, value: Option<&[u8]>) {
@@ -208,21 +248,26 @@ impl Encoder {
         Digest::of(&self.0)
     }
 
-    /// The record that a row of `COPY … (format binary)` over the columns holds.
-    pub(crate) fn row(&mut self, row: &[Field<'_>; COLUMNS]) -> Result<Sealable, Error> {
-        let [audit_id, recorded_at, .., transaction_id, _operation_id] = row;
-        self.begin();
-        for field in row {
+    /// The record that a row of `COPY … (format binary)` over the columns holds, in the form that its place calls for.
+    pub(crate) fn row(
+        &mut self,
+        row: &[Field<'_>; COLUMNS],
+        form: impl FnOnce(Place) -> Form,
+    ) -> Result<Sealable, Error> {
+        let [rest @ .., by_database] = row;
+        let [audit_id, recorded_at, .., transaction_id, _operation_id] = rest;
+        let (audit_id, recorded_at) = (audit_id.int8()?, recorded_at.int8()?);
+        let transaction_id = transaction_id.int8()?.cast_unsigned();
+        let form = form(Place { transaction_id, audit_id });
+        self.begin(form);
+        for field in rest {
             self.value(field.bytes());
         }
-        Ok(Sealable {
-            entry: Entry {
-                audit_id: audit_id.int8()?,
-                recorded_at: recorded_at.int8()?,
-                digest: self.digest(),
-            },
-            transaction_id: transaction_id.int8()?.cast_unsigned(),
-        })
+        match form {
+            Form::One => {}
+            Form::Two => self.value(by_database.bytes()),
+        }
+        Ok(Sealable { entry: Entry { audit_id, recorded_at, digest: self.digest() }, transaction_id, form })
     }
 }
 

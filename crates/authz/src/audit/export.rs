@@ -2,6 +2,7 @@
 //!
 //! The first line says where the chain goes on from; then come the records of a seal, one a line, and the seal with its
 //! entries; so on; the last line counts them. A column that is null is left out. Times are in UTC to the microsecond.
+//! `by_database` is there, as null if need be, where the seal covers it, and nowhere else.
 
 use std::borrow::Cow;
 use std::io::Write;
@@ -13,17 +14,17 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use sqlx::{PgConnection, PgPool};
 
-use super::canonical::{COLUMNS, Digest, Encoder, Entry, Sealable};
+use super::canonical::{COLUMNS, Digest, Encoder, Entry, Form, Sealable};
 use super::reading::begin_reading;
-use super::seal::{Checkpoint, Seal, copy_range, micros, moment};
+use super::seal::{Checkpoint, Forms, Seal, copy_range, micros, moment};
 use super::verify::walk::next_group;
 use super::verify::{Chain, Finding, Mismatch, Problem, Pruned, Trust, entries_of, locate, pruned};
 use crate::error::Error;
 use crate::lent::Lent;
 use crate::snapshot::copy::Field;
 
-/// The form of an export.
-pub(crate) const EXPORT: i16 = 1;
+/// The form of an export. The first had no records with `by_database`.
+pub(crate) const EXPORT: i16 = 2;
 
 /// What was written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -122,14 +123,18 @@ pub(crate) struct RecordLine<'a> {
     transaction_id: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     operation_id: Option<i64>,
+    /// Missing in a record of the first form.
+    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[expect(clippy::option_option, reason = "the column may be null, and the field may be missing")]
+    by_database: Option<Option<bool>>,
 }
 
-fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
-    <&RawValue>::deserialize(deserializer).map(Some)
+fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    T::deserialize(deserializer).map(Some)
 }
 
 impl<'a> RecordLine<'a> {
-    fn from_row(row: &[Field<'a>; COLUMNS]) -> Result<Self, Error> {
+    fn from_row(row: &[Field<'a>; COLUMNS], form: Form) -> Result<Self, Error> {
         let [
             audit_id,
             recorded_at,
@@ -145,6 +150,7 @@ impl<'a> RecordLine<'a> {
             database_user,
             transaction_id,
             operation_id,
+            by_database,
         ] = *row;
         let text = |field: Field<'a>| field.text().map(|text| Text(Cow::Borrowed(text)));
         let maybe = |field: Field<'a>| -> Result<Option<Text<'a>>, Error> {
@@ -168,13 +174,18 @@ impl<'a> RecordLine<'a> {
             database_user: text(database_user)?,
             transaction_id: transaction_id.int8()?.cast_unsigned(),
             operation_id: number(operation_id)?,
+            by_database: match form {
+                Form::One => None,
+                Form::Two => Some(by_database.bool_or_null()?),
+            },
         })
     }
 
     /// The record as a verifier needs it; `None` if its time is none.
     pub(crate) fn sealable(&self, encoder: &mut Encoder) -> Option<Sealable> {
         let recorded_at = time(&self.recorded_at.0)?;
-        encoder.begin();
+        let form = if self.by_database.is_some() { Form::Two } else { Form::One };
+        encoder.begin(form);
         encoder.number(self.audit_id);
         encoder.number(recorded_at);
         for text in [&self.service, &self.actor, &self.action, &self.outcome] {
@@ -188,9 +199,13 @@ impl<'a> RecordLine<'a> {
         encoder.value(Some(self.database_user.bytes()));
         encoder.number(self.transaction_id.cast_signed());
         encoder.value(self.operation_id.map(i64::to_be_bytes).as_ref().map(<[u8; 8]>::as_slice));
+        if let Some(by_database) = self.by_database {
+            encoder.value(by_database.map(|yes| [u8::from(yes)]).as_ref().map(<[u8; 1]>::as_slice));
+        }
         Some(Sealable {
             entry: Entry { audit_id: self.audit_id, recorded_at, digest: encoder.digest() },
             transaction_id: self.transaction_id,
+            form,
         })
     }
 }
@@ -302,11 +317,13 @@ pub(crate) async fn export_in(
         let ids = seals.first().map_or(0, |seal| seal.seal_id)..=seals.last().map_or(0, |seal| seal.seal_id);
         let entries = entries_of(connection, ids).await?;
         let mut rows: Vec<(Sealable, Vec<u8>)> = Vec::new();
+        let mut forms = Forms::of(&seals);
         copy_range(connection, &range, |row| {
-            let mut line =
-                serde_json::to_vec(&RecordLine::from_row(row)?).map_err(|e| Error::Export(e.into()))?;
+            let record = encoder.row(row, |place| forms.at(place))?;
+            let line = RecordLine::from_row(row, record.form)?;
+            let mut line = serde_json::to_vec(&line).map_err(|e| Error::Export(e.into()))?;
             line.push(b'\n');
-            rows.push((encoder.row(row)?, line));
+            rows.push((record, line));
             Ok(())
         })
         .await?;

@@ -7,6 +7,9 @@
 //! itself and over the digest of the seal before. Nobody can then change, remove, add or move a sealed record without
 //! changing every seal after it; and a copy of one digest outside the database, a [`Checkpoint`], shows that too.
 //!
+//! Seals of `format` 1, from before records were marked as the database's own, do not cover that mark (`by_database`);
+//! those of format 2 do. Both may stand in one chain, as where an older sealer works beside a newer one.
+//!
 //! **Which records belong to a seal** follows from the seals alone: those of its era whose place in the order lies
 //! between where the seal before ended and where it ends. That is safe because a transaction below the horizon cannot
 //! write any more. Transactions are counted per cluster, though, and a trail that was dumped and restored elsewhere
@@ -29,11 +32,8 @@ pub use sealer::{DEFAULT_INTERVAL, Sealer};
 pub(crate) use step::{Range, copy_range, normal_end};
 pub use step::{Sealed, seal};
 
-use super::canonical::{Digest, Hasher, Place, from_hex, to_hex};
+use super::canonical::{Digest, Form, Hasher, Place, from_hex, to_hex};
 use crate::error::Error;
-
-/// The form of a seal's digest and of its records' ones.
-pub(crate) const FORMAT: i16 = 1;
 
 const SEAL: &[u8] = b"authz audit seal 1\n";
 const SIGNATURE: &[u8] = b"authz audit seal signature 1\n";
@@ -190,6 +190,7 @@ pub(crate) struct Seal {
     pub(crate) seal_id: i64,
     /// Microseconds since 2000-01-01 UTC.
     pub(crate) sealed_at: i64,
+    /// That of a [`Form`].
     pub(crate) format: i16,
     pub(crate) era: i32,
     pub(crate) cluster_id: i64,
@@ -245,6 +246,11 @@ impl Seal {
         self.signature = key.map(|key| to_hex(&key.sign(self.digest)));
     }
 
+    /// The form of its records; `None` if it is of a later version than this.
+    pub(crate) const fn form(&self) -> Option<Form> {
+        Form::of(self.format)
+    }
+
     pub(crate) const fn until(&self) -> Place {
         Place { transaction_id: self.until_transaction_id, audit_id: self.until_audit_id }
     }
@@ -266,6 +272,28 @@ impl Seal {
     /// Whether a record of that time may have been written before that seal: not more than `tolerance` after it.
     pub(crate) fn could_hold(&self, recorded_at: i64, tolerance: TimeDelta) -> bool {
         recorded_at <= self.sealed_at.saturating_add(tolerance.num_microseconds().unwrap_or(i64::MAX))
+    }
+}
+
+/// Finds the form of record after record, in their order, by the seals that hold them.
+pub(crate) struct Forms<'s>(&'s [Seal]);
+
+impl<'s> Forms<'s> {
+    /// Of seals that follow each other.
+    pub(crate) const fn of(seals: &'s [Seal]) -> Self {
+        Self(seals)
+    }
+
+    /// That of the record at a place, which is not before the last one asked for.
+    pub(crate) fn at(&mut self, place: Place) -> Form {
+        while let [first, rest @ ..] = self.0
+            && !rest.is_empty()
+            && place >= first.until()
+        {
+            self.0 = rest;
+        }
+        // A seal of another form does not fit, whatever its records are taken for.
+        self.0.first().and_then(Seal::form).unwrap_or(Form::NEWEST)
     }
 }
 

@@ -94,6 +94,8 @@ pub enum Problem {
     RecordsAltered,
     /// The seal is not what was written.
     SealAltered,
+    /// The seal was written by a later version of this library than the one that verifies.
+    SealNewer,
     /// A seal is missing.
     SealRemoved,
     /// The seal bears no signature, and should.
@@ -121,6 +123,7 @@ impl Problem {
             Self::RecordPostDated => "claims a later time than that of its seal",
             Self::RecordsAltered => "does not fit its records, and its entries were altered as well",
             Self::SealAltered => "was altered",
+            Self::SealNewer => "was written by a later version than this one: verify with that",
             Self::SealRemoved => "is missing",
             Self::SealUnsigned => "is not signed",
             Self::SignatureWrong => "is not signed by a trusted key",

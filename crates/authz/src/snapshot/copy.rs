@@ -134,6 +134,15 @@ impl<'a> Field<'a> {
         self.0
     }
 
+    pub(crate) fn bool_or_null(self) -> Result<Option<bool>, Error> {
+        match self.0 {
+            None => Ok(None),
+            Some([0]) => Ok(Some(false)),
+            Some([1]) => Ok(Some(true)),
+            Some(_) => Err(unreadable()),
+        }
+    }
+
     pub(crate) fn int4_or_null(self) -> Result<Option<i32>, Error> {
         let Some(value) = self.0 else { return Ok(None) };
         value.try_into().map(|value| Some(i32::from_be_bytes(value))).map_err(|_| unreadable())

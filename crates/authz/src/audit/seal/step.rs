@@ -6,8 +6,8 @@ use futures_util::TryStreamExt;
 use serde::Serialize;
 use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
 
-use super::{Checkpoint, FORMAT, Seal, SigningKey, last_seal, moment};
-use crate::audit::canonical::{COLUMNS, Digest, Encoder, Place, Sealable, entries, from_hex};
+use super::{Checkpoint, Seal, SigningKey, last_seal, moment};
+use crate::audit::canonical::{COLUMNS, Digest, Encoder, Form, Place, Sealable, entries, from_hex};
 use crate::audit::era;
 use crate::audit::silence::{ANSWER, WORK, end_with_us, while_it_goes_on, within};
 use crate::error::Error;
@@ -41,11 +41,16 @@ pub struct Sealed {
 /// # Errors
 /// [`Error::Database`] if the database does not answer, or if it took longer than five seconds to stop writers.
 pub async fn seal(pool: &PgPool, key: Option<&SigningKey>) -> Result<Sealed, Error> {
+    seal_as(pool, Form::NEWEST, key).await
+}
+
+/// The same with seals of that form.
+async fn seal_as(pool: &PgPool, form: Form, key: Option<&SigningKey>) -> Result<Sealed, Error> {
     let mut connection = Lent::from(pool).await?;
     within(ANSWER, async { Ok(era::note(&mut connection).await?) }).await?;
     let mut total = Sealed::default();
     loop {
-        match step(&mut connection, key).await? {
+        match step(&mut connection, form, key).await? {
             Step::Busy => {
                 total.busy = true;
                 break;
@@ -82,10 +87,10 @@ struct Now {
 
 /// One transaction of the sealer; an error if the database falls silent.
 // INVARIANT: a sealer whose database is silent can be stopped (held by the test `sealer_ends_though_the_database_is_silent`).
-async fn step(connection: &mut PgConnection, key: Option<&SigningKey>) -> Result<Step, Error> {
+async fn step(connection: &mut PgConnection, form: Form, key: Option<&SigningKey>) -> Result<Step, Error> {
     let Some(tx) = within(ANSWER, take_turn(connection)).await? else { return Ok(Step::Busy) };
     let steps = AtomicU64::new(0);
-    while_it_goes_on(WORK, &steps, seal_some(tx, key, &steps)).await
+    while_it_goes_on(WORK, &steps, seal_some(tx, form, key, &steps)).await
 }
 
 /// Begins a step; `None` if another sealer is at one.
@@ -101,6 +106,7 @@ async fn take_turn(connection: &mut PgConnection) -> Result<Option<Transaction<'
 /// Counts up with each record and each seal.
 async fn seal_some(
     mut tx: Transaction<'_, Postgres>,
+    form: Form,
     key: Option<&SigningKey>,
     steps: &AtomicU64,
 ) -> Result<Step, Error> {
@@ -116,7 +122,7 @@ async fn seal_some(
             seal.cluster_id != now.cluster_id || seal.next_transaction_id > now.next_transaction_id
         });
 
-    let mut chain = Chain { last, key, written: 0, records: 0 };
+    let mut chain = Chain { last, form, key, written: 0, records: 0 };
     if elsewhere && !closing {
         // INVARIANT: every record is sealed once, wherever the trail was restored to (held by the test
         // `restored_into_other_servers_the_trail_goes_on_without_a_false_alarm`).
@@ -159,7 +165,7 @@ async fn seal_some(
     let mut records = Vec::new();
     let mut encoder = Encoder::new();
     copy_range(&mut tx, &range, |row| {
-        records.push(encoder.row(row)?);
+        records.push(encoder.row(row, |_| form)?);
         steps.fetch_add(1, Ordering::Relaxed);
         Ok(())
     })
@@ -253,6 +259,7 @@ pub(crate) async fn normal_end(connection: &mut PgConnection, era: i32) -> Resul
 /// The end of the chain, and what was added to it.
 struct Chain<'k> {
     last: Option<Seal>,
+    form: Form,
     key: Option<&'k SigningKey>,
     written: u64,
     records: u64,
@@ -263,7 +270,7 @@ impl Chain<'_> {
         Seal {
             seal_id: self.last.as_ref().map_or(1, |seal| seal.seal_id.saturating_add(1)),
             sealed_at: now.sealed_at,
-            format: FORMAT,
+            format: self.form.format(),
             era,
             cluster_id: now.cluster_id,
             base_audit_id,
@@ -359,7 +366,7 @@ pub(crate) async fn copy_range(
     let statement = format!(
         "copy (
             select audit_id, recorded_at, service, actor, action, outcome, target, detail::text, request_id,
-                   decision::text, revision, database_user, transaction_id, operation_id
+                   decision::text, revision, database_user, transaction_id, operation_id, by_database
             from authz.audit_log
             where audit_id > '{base_audit_id}'::bigint and audit_id <= '{cap}'::bigint
               and (transaction_id, audit_id) >= {} and (transaction_id, audit_id) < {}
@@ -377,4 +384,82 @@ pub(crate) async fn copy_range(
         rows.feed(&chunk, |row: [Field<'_>; COLUMNS]| each(&row))?;
     }
     rows.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::Executor;
+
+    use super::*;
+    use crate::audit::{Actor, Outcome, Problem, Record, Trust, export, record, verify, verify_exports};
+
+    async fn write(pool: &PgPool, count: usize) {
+        for _ in 0..count {
+            let told = Record::new("workers.scale", Outcome::Succeeded);
+            record(pool, &Actor::new("user", "tests"), &told).await.unwrap();
+        }
+    }
+
+    /// What an administrator of the server can do.
+    async fn spoil(pool: &PgPool, statement: &'static str) {
+        let mut tx = pool.begin().await.unwrap();
+        tx.execute("set local session_replication_role = replica").await.unwrap();
+        assert_eq!(tx.execute(statement).await.unwrap().rows_affected(), 1, "{statement}");
+        tx.commit().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn seals_of_both_forms_stand_in_one_chain() {
+        let database = testdb::Database::empty().await.unwrap();
+        let pool = PgPool::connect(database.url()).await.unwrap();
+        crate::migrate(&pool).await.unwrap();
+        // As where an older sealer works on beside a newer one.
+        for form in [Form::One, Form::Two, Form::One, Form::Two] {
+            write(&pool, 5).await;
+            seal_as(&pool, form, None).await.unwrap();
+        }
+        let of: Vec<(i64, i16, i64)> = sqlx::query_as(
+            "select s.seal_id, s.format, (select count(*) from authz.audit_log a
+                where (a.transaction_id, a.audit_id) < (s.until_transaction_id, s.until_audit_id))
+             from authz.audit_seals s order by 1",
+        )
+        .fetch_all(&pool)
+        .await
+        .unwrap();
+        assert_eq!(of, [(1, 1, 5), (2, 2, 10), (3, 1, 15), (4, 2, 20)]);
+        let newest = last_seal(&pool).await.unwrap().unwrap().checkpoint();
+        let trust = Trust::new().checkpoint(newest);
+        let found = async || verify(&pool, &trust).await.unwrap().finding;
+        assert_eq!(found().await, None);
+        let mut out = Vec::new();
+        export(&pool, 1, None, &mut out).await.unwrap();
+        assert_eq!(verify_exports([out.as_slice()], &trust).unwrap().finding, None);
+        let marked = String::from_utf8(out).unwrap().matches("\"by_database\":false").count();
+        assert_eq!(marked, 10, "where the seal covers it");
+
+        spoil(&pool, "update authz.audit_log set by_database = true where audit_id = 12").await;
+        assert_eq!(found().await, None, "the first form does not cover it");
+        spoil(&pool, "update authz.audit_log set by_database = true where audit_id = 17").await;
+        let one = found().await.unwrap();
+        assert_eq!((one.problem, one.audit_id), (Problem::RecordAltered, Some(17)));
+        assert!(export(&pool, 1, None, &mut Vec::new()).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_seal_of_a_later_version_is_called_that() {
+        let database = testdb::Database::empty().await.unwrap();
+        let pool = PgPool::connect(database.url()).await.unwrap();
+        crate::migrate(&pool).await.unwrap();
+        write(&pool, 1).await;
+        seal(&pool, None).await.unwrap();
+        spoil(&pool, "update authz.audit_seals set format = 3").await;
+        let finding = verify(&pool, &Trust::new()).await.unwrap().finding.unwrap();
+        assert_eq!(finding.problem, Problem::SealAltered);
+        let mut seal = last_seal(&pool).await.unwrap().unwrap();
+        seal.complete(None);
+        let digest = format!("update authz.audit_seals set digest = '\\x{}'", seal.digest);
+        spoil(&pool, digest.leak()).await;
+        let finding = verify(&pool, &Trust::new()).await.unwrap().finding.unwrap();
+        assert_eq!(finding.problem, Problem::SealNewer);
+    }
 }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::{Finding, Problem, Removed, Report, Trust};
 use crate::audit::canonical::{Digest, Sealable, entries, from_hex};
-use crate::audit::seal::{FORMAT, Seal};
+use crate::audit::seal::Seal;
 
 /// How far the chain was followed.
 pub(crate) struct Chain {
@@ -68,8 +68,11 @@ impl Chain {
                 seal.previous_digest
             }
         };
-        if seal.format != FORMAT || seal.digest != seal.computed_digest() || seal.previous_digest != before {
+        if seal.digest != seal.computed_digest() || seal.previous_digest != before {
             return Err(Finding::seal(Problem::SealAltered, seal.seal_id));
+        }
+        if seal.form().is_none() {
+            return Err(Finding::seal(Problem::SealNewer, seal.seal_id));
         }
         if self
             .trust
@@ -104,6 +107,7 @@ impl Chain {
         let entries = entries(records);
         if seal.records != i64::try_from(records.len()).unwrap_or(i64::MAX)
             || Digest::of(&entries) != seal.records_digest
+            || records.iter().any(|record| seal.form() != Some(record.form))
         {
             return Err(Mismatch);
         }
@@ -117,7 +121,7 @@ impl Chain {
             self.clock.clear();
         }
         for record in records {
-            let Sealable { entry, transaction_id } = record;
+            let Sealable { entry, transaction_id, .. } = record;
             if !seal.could_hold(entry.recorded_at, self.trust.tolerance) {
                 return Err(Finding::record(Problem::RecordPostDated, seal.seal_id, entry.audit_id));
             }

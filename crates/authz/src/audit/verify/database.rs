@@ -9,7 +9,7 @@ use super::walk::next_group;
 use super::{Chain, Finding, Mismatch, Problem, Report, Trust, locate};
 use crate::audit::canonical::{Encoder, Place};
 use crate::audit::reading::begin_reading;
-use crate::audit::seal::{copy_range, last_seal, moment, normal_end};
+use crate::audit::seal::{Forms, copy_range, last_seal, moment, normal_end};
 use crate::error::Error;
 use crate::lent::Lent;
 
@@ -46,8 +46,9 @@ async fn follow(
     let mut records = Vec::new();
     while let Some((seals, range)) = next_group(connection, chain.previous()).await? {
         records.clear();
+        let mut forms = Forms::of(&seals);
         copy_range(connection, &range, |row| {
-            records.push(encoder.row(row)?);
+            records.push(encoder.row(row, |place| forms.at(place))?);
             Ok(())
         })
         .await?;

@@ -184,7 +184,7 @@ impl State<'_> {
         }
         match (line, &self.head) {
             (Line::Head(head), None) => {
-                if head.format != EXPORT {
+                if !(1..=EXPORT).contains(&head.format) {
                     return Err(Finding::seal(Problem::ExportUnreadable, head.first_seal));
                 }
                 let goes_on = match self.chain.previous() {

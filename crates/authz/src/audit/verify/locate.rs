@@ -30,12 +30,12 @@ pub(crate) fn locate(
         })
         .peekable();
     let mut seen = HashSet::with_capacity(found.len());
-    for Sealable { entry, .. } in found {
+    for Sealable { entry, form, .. } in found {
         if !seen.insert(entry.audit_id) {
             return record(Problem::RecordInserted, entry.audit_id);
         }
         match expected.next() {
-            Some(sealed) if sealed == entry => {}
+            Some(sealed) if sealed == entry && seal.form() == Some(*form) => {}
             Some(sealed) if sealed.audit_id == entry.audit_id => {
                 if found.iter().filter(|other| other.entry.audit_id == entry.audit_id).nth(1).is_some() {
                     return record(Problem::RecordInserted, entry.audit_id);
