@@ -316,3 +316,14 @@ pub(crate) async fn begin<'c>(
     act_as(&mut tx, actor).await?;
     Ok(tx)
 }
+
+/// The same for a change of what is looked up by a name: nobody else's comes between the look and the change.
+// INVARIANT: who is found by a name is still there when the change is made (held by the tests in `tests/named.rs`).
+pub(crate) async fn begin_alone<'c>(
+    connection: impl Begin<'c>,
+    actor: &Actor,
+) -> Result<sqlx::Transaction<'c, Postgres>, Error> {
+    let mut tx = begin(connection, actor).await?;
+    sqlx::query!("select authz.hold_revision()").fetch_one(&mut *tx).await?;
+    Ok(tx)
+}
