@@ -57,6 +57,13 @@ async fn what_is_recorded_is_no_difference_whoever_did_it_and_however() {
          insert into authz.user_actions (user_id, action_name, reason) select user_id, 'x.*', 'again' from taken limit 1",
         "with moved as (update authz.user_actions set action_name = 'y.*' where action_name = 'x.*' returning user_id)
          insert into authz.user_actions (user_id, action_name) select user_id, 'x.*' from moved limit 1",
+        // Given, and taken again by a trigger of the same statement that ran before the records were made.
+        "with given as (insert into authz.group_users values (2, 2) returning 1)
+         update authz.groups set status = 'active' where group_id = 2",
+        "with given as (insert into authz.group_users values (2, 2) returning 1)
+         update authz.groups set status = 'deleted' where group_id = 2",
+        "with given as (update authz.group_users set group_id = 2 where group_id = 1 returning 1)
+         update authz.groups set status = 'active' where group_id = 2 and exists (select from given)",
     ] {
         pool.execute(sql).await.expect(sql);
         assert_eq!(verify_state(&pool).await.unwrap(), [], "{sql}");

@@ -268,7 +268,7 @@ async fn nobody_can_say_what_the_database_did() {
         .await
         .unwrap();
     }
-    // What a sweep writes comes from the database, so it must not be taken for more than that: an end.
+    // What a sweep writes comes from the database, and says what somebody else said.
     let service = as_role(database.url(), "authz_service").await;
     sqlx::raw_sql(
         "set authz.writes_itself = 'yes';
@@ -279,12 +279,15 @@ async fn nobody_can_say_what_the_database_did() {
          )
          insert into authz.open_operations (audit_id, recorded_at, owner_id, number)
              select audit_id, recorded_at, 7, audit_id from planted;
-         select authz.sweep_operations('0')",
+         select authz.sweep_operations('0');
+         insert into authz.open_operations (audit_id, recorded_at, owner_id, number)
+             select audit_id, recorded_at, 7, audit_id from authz.audit_log where outcome = 'started' order by 1 desc limit 1;
+         select * from authz.disown_operations(7, array(select audit_id from authz.audit_log where outcome = 'started'))",
     )
     .execute(&service)
     .await
     .unwrap();
-    let told = "select count(*) from authz.audit_log where by_database and outcome <> 'abandoned'";
+    let told = "select count(*) from authz.audit_log where by_database";
     assert_eq!(sqlx::query_scalar::<_, i64>(told).fetch_one(&pool).await.unwrap(), before);
     assert!(before > 0);
     assert_eq!(audit::verify_state(&pool).await.unwrap(), []);

@@ -159,6 +159,8 @@ pub(crate) async fn pruned(connection: &mut PgConnection) -> Result<Option<Prune
         from authz.audit_log
         where action = 'audit.prune' and outcome = 'succeeded' and coalesce(by_database, true)
           and jsonb_typeof(detail -> 'before_micros') = 'number' and jsonb_typeof(detail -> 'through_seal') = 'number'
+          and (detail ->> 'before_micros')::numeric between -9223372036854775808 and 9223372036854775807
+          and (detail ->> 'through_seal')::numeric between -9223372036854775808 and 9223372036854775807
           -- The month under way cannot be removed.
           and (detail ->> 'before_micros')::numeric <= extract(epoch from
               date_trunc('month', recorded_at at time zone 'UTC') - timestamp '2000-01-01') * 1000000
