@@ -2,7 +2,7 @@
 
 use futures_util::future::BoxFuture;
 use sqlx::pool::PoolConnection;
-use sqlx::{Connection, PgConnection, PgPool, Postgres, Transaction};
+use sqlx::{Connection, PgConnection, PgPool, Postgres, SqlSafeStr, Transaction};
 
 /// Where a change is made: on a pool, on a connection, or in a transaction of the caller's, as a savepoint.
 ///
@@ -65,20 +65,22 @@ impl<'c> Begin<'c> for &'c mut Transaction<'_, Postgres> {
 /// `tests/cancelled.rs`).
 pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     // Not in the task, so that whoever is dropped leaves the queue of those who wait for a connection.
-    begin_on(pool.acquire().await?).await
+    begin_on(pool.acquire().await?, None).await
 }
 
-/// The same on a connection that is closed in the end, and may therefore be copied on: see [`Lent`](crate::lent::Lent).
+/// The same on a connection that is closed in the end, and may therefore be copied on: see [`Lent`](crate::lent::Lent). Each of its
+/// statements sees what others have committed by then, whatever the database takes for the default.
 pub(crate) async fn begin_alone(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     connection.close_on_drop();
-    begin_on(connection).await
+    begin_on(connection, Some("begin isolation level read committed")).await
 }
 
 async fn begin_on(
     connection: PoolConnection<Postgres>,
+    statement: Option<&'static str>,
 ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
-    let beginning = Transaction::begin(connection, None);
+    let beginning = Transaction::begin(connection, statement.map(SqlSafeStr::into_sql_str));
     // Dropped, the task goes on, and its transaction rolls back.
     tokio::spawn(beginning).await.map_err(|_| sqlx::Error::WorkerCrashed)?
 }

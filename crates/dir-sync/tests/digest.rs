@@ -166,6 +166,108 @@ async fn any_change_by_hand_takes_the_digest_away_and_is_put_right() {
     }
 }
 
+/// A run remembers what it listed though it changed nothing that decides: nobody else's snapshot of before may change memberships
+/// then, since it does not see the digest that it would have to take away.
+#[tokio::test]
+async fn change_that_does_not_see_a_digest_does_not_leave_it_behind() {
+    const FORGET: &str = "delete from authz.group_digests";
+    let (_database, pool) = database().await;
+    let options = everything_may_go(false);
+    mirrored(&pool, &org(), &options).await;
+    for (isolation, before, change) in [
+        ("repeatable read", FORGET, "delete from authz.group_users"),
+        ("repeatable read", FORGET, "update authz.group_users set role = 'owner'"),
+        ("repeatable read", FORGET, "delete from authz.group_groups"),
+        (
+            "repeatable read",
+            FORGET,
+            "insert into authz.group_directories select group_id, 0 from authz.groups",
+        ),
+        ("repeatable read", FORGET, "update authz.users set status = 'deleted' where external_id = '3'"),
+        ("repeatable read", FORGET, "truncate authz.group_users"),
+        // The run changes something that does not decide.
+        (
+            "repeatable read",
+            "update authz.group_users set role = 'manager'",
+            "delete from authz.group_groups",
+        ),
+        ("serializable", FORGET, "delete from authz.group_users"),
+    ] {
+        let told = format!("{isolation}: `{change}` after `{before}`");
+        execute(&pool, before).await;
+        let beginning = AssertSqlSafe(format!("begin isolation level {isolation}"));
+        let mut somebody = pool.begin_with(beginning).await.unwrap();
+        sqlx::query("select from authz.users").execute(&mut *somebody).await.unwrap();
+        let written = revision_and_changes(&pool).await;
+        mirrored(&pool, &org(), &options).await;
+        assert_eq!(remembered(&pool).await, ["a", "b", "c"], "{told}");
+        assert_eq!(revision_and_changes(&pool).await, written, "{told}");
+
+        let error = sqlx::query(change).execute(&mut *somebody).await.expect_err(&told);
+        let code = error.as_database_error().and_then(|error| error.code().map(String::from));
+        assert_eq!(code.as_deref(), Some("40001"), "{told}: {error}");
+        somebody.rollback().await.unwrap();
+        mirrored(&pool, &org(), &options).await;
+    }
+}
+
+async fn revision_and_changes(pool: &PgPool) -> (i64, i64) {
+    sqlx::query_as("select r.revision, (select count(*) from authz.changes) from authz.revision r")
+        .fetch_one(pool)
+        .await
+        .unwrap()
+}
+
+/// Where it remembers nothing new, it is in nobody's way.
+#[tokio::test]
+async fn run_that_remembers_nothing_new_does_not_touch_the_revision() {
+    let (_database, pool) = database().await;
+    // What a name keeps out is staged each time, and not remembered.
+    execute(&pool, "insert into authz.groups (group_name) values ('b@example.com')").await;
+    assert_eq!(conflicts(&sync(&pool, MAIN, &org()).await).len(), 1);
+    let touched = "select xmin::text || ctid::text from authz.revision";
+    let before = text(&pool, touched).await;
+    for _ in 0..2 {
+        assert_eq!(sync(&pool, MAIN, &org()).await.status, Status::Unchanged);
+        assert_eq!(text(&pool, touched).await, before);
+    }
+}
+
+/// Nor does a run look at the past itself, whatever the database takes for the default.
+#[tokio::test]
+async fn run_of_a_database_that_shows_the_past_remembers_the_present() {
+    let org = org();
+    for isolation in ["repeatable read", "serializable"] {
+        let (database, pool) = database().await;
+        applied(&pool, &org).await;
+        let sql = format!(
+            "do $$ begin
+                 execute format('alter database %I set default_transaction_isolation = %L', current_database(), '{isolation}');
+             end $$"
+        );
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&pool).await.unwrap();
+        let there = connect(database.url()).await;
+        execute(&pool, "delete from authz.group_digests").await;
+        let mut somebody = pool.begin().await.unwrap();
+        // No change of what decides, so the revision stays what it is.
+        sqlx::query("update authz.group_users set role = 'owner'").execute(&mut *somebody).await.unwrap();
+        let (report, ()) = tokio::join!(sync_with(&there, MAIN, &org, everything_may_go(false)), async {
+            until_somebody_waits_for_the_revision(&pool).await;
+            somebody.commit().await.unwrap();
+        });
+        assert_eq!(report.status, Status::Applied, "{isolation}: {report}");
+        assert_mirrored(&pool, &org, &everything_may_go(false), isolation).await;
+    }
+}
+
+async fn until_somebody_waits_for_the_revision(pool: &PgPool) {
+    const WAITS: &str = "select exists (select from pg_stat_activity
+        where datname = current_database() and wait_event_type = 'Lock' and query ilike '%hold_revision%')";
+    while !sqlx::query_scalar::<_, bool>(WAITS).fetch_one(pool).await.unwrap() {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
 #[tokio::test]
 async fn user_listed_at_last_becomes_a_member_though_the_listing_of_members_is_the_same() {
     let (_database, pool) = database().await;

@@ -140,7 +140,8 @@ impl Run {
         self.hold_lease(&mut tx).await?;
         self.heartbeat.abort(); // from here on the lock is the sign of life
         // INVARIANT: nobody else's change comes between the look at the mirror and the change of it, another
-        // directory's sync included (held by the test `a_plan_is_made_of_what_it_will_change`).
+        // directory's sync included (held by the tests `a_plan_is_made_of_what_it_will_change` and
+        // `run_of_a_database_that_shows_the_past_remembers_the_present`).
         sqlx::query!("select authz.hold_revision()").fetch_one(&mut *tx).await?;
         self.refuse_taken_customer(&mut tx, options).await?;
         let staging = self.count_staged(&mut tx, held).await?;

@@ -159,11 +159,12 @@ pub(crate) async fn written_rows(pool: &PgPool) -> BTreeMap<&'static str, Vec<St
         "user_actions",
         "group_actions",
         "changes",
-        "revision",
     ] {
         let sql = format!("select concat_ws(' ', ctid, xmin, t) from authz.{table} t order by 1");
         rows.insert(table, sqlx::query_scalar(AssertSqlSafe(sql)).fetch_all(pool).await.unwrap());
     }
+    // Its row alone may be written as it was: where a digest is remembered.
+    rows.insert("revision", vec![number(pool, "select revision from authz.revision").await.to_string()]);
     rows
 }
 
