@@ -329,6 +329,51 @@ const BY_HAND: [&str; 6] = [
     "delete from authz.group_directories",
 ];
 
+/// What is remembered of each group is what the mirror has of it: how many members, and who is listed besides.
+async fn assert_remembered_as_it_is(pool: &PgPool, org: &Org, told: &str) {
+    let miscounted = number(
+        pool,
+        "select count(*) from authz.group_digests d
+         where d.members <> (select count(*) from authz.group_users m where m.group_id = d.group_id)
+                            + (select count(*) from authz.group_groups m where m.parent_group_id = d.group_id)
+                            + (select count(*) from authz.group_directories m where m.group_id = d.group_id)",
+    )
+    .await;
+    assert_eq!(miscounted, 0, "{told}");
+    let own: Vec<String> = sqlx::query_scalar(
+        "select u.external_id from authz.users u join authz.directories d using (directory_id)
+         where d.directory_name = 'main' and u.status <> 'deleted'",
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    let nested = Mirror::read(pool, MAIN).await.nested;
+    let json = org.json();
+    let mut outsiders = vec![];
+    for group in remembered(pool).await {
+        for member in json["members"][&group].as_array().unwrap() {
+            let id = member["id"].as_str().unwrap().to_owned();
+            let kind = member["type"].as_str().unwrap().to_lowercase();
+            let is_inside = match kind.as_str() {
+                "user" => own.contains(&id),
+                _ => nested.contains(&(group.clone(), id.clone())),
+            };
+            if !is_inside {
+                outsiders.push((group.clone(), kind, id));
+            }
+        }
+    }
+    outsiders.sort();
+    let remembered: Vec<(String, String, String)> = sqlx::query_as(
+        r#"select g.external_id, o.kind, o.external_id from authz.group_outsiders o join authz.groups g using (group_id)
+           order by g.external_id collate "C", o.kind collate "C", o.external_id collate "C""#,
+    )
+    .fetch_all(pool)
+    .await
+    .unwrap();
+    assert_eq!(remembered, outsiders, "{told}");
+}
+
 async fn small_changes_are_mirrored(seed: u64) {
     let (_database, pool) = database().await;
     let mut random = SmallRng::seed_from_u64(seed);
@@ -349,6 +394,7 @@ async fn small_changes_are_mirrored(seed: u64) {
         if conflicts(&report).is_empty() {
             assert_mirrored(&pool, &org, &options, &told).await;
         }
+        assert_remembered_as_it_is(&pool, &org, &told).await;
         let again = sync_with(&pool, MAIN, &org, options).await;
         assert_eq!(again.status, Status::Unchanged, "{told}");
         let (before, after) = (report.plan.unwrap(), again.plan.unwrap());

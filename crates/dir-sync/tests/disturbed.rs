@@ -153,3 +153,21 @@ async fn change_of_another_group_sets_nothing_aside() {
     assert_eq!(Mirror::read(&pool, MAIN).await, Mirror::wanted(&later().json(), false));
     assert_eq!(remembered(&pool).await, ["a", "b", "c"]);
 }
+
+/// Who is a user of the directory is not counted again if the revision is still that of the crawl.
+#[tokio::test]
+async fn users_before_are_those_of_the_plan_and_not_of_the_crawl() {
+    for change in [
+        "update authz.users set status = 'deleted' where external_id = '4'",
+        "delete from authz.group_users where user_id = (select user_id from authz.users where external_id = '4');
+         delete from authz.users where external_id = '4'",
+        "update authz.users set directory_id = 0 where external_id = '4'",
+    ] {
+        let (database, pool) = database().await;
+        applied(&pool, &org()).await;
+        let report = sync_beside(database.url(), &pool, change, &later()).await;
+        assert_eq!(report.plan.unwrap().before.users, 5, "{change}");
+        let report = sync_with(&pool, MAIN, &org(), unlimited()).await;
+        assert!(report.plan.unwrap().before.users < 6, "{change}");
+    }
+}

@@ -9,8 +9,8 @@ use super::Planned;
 use super::fill::fill_fresh_groups;
 use super::lease::{Closing, close};
 use super::plan::BULK;
-use super::remember::remember;
-use super::report::{Plan, Tally, Totals};
+use super::remember::{Found, remember};
+use super::report::{Kinds, Plan, Tally, Totals};
 use super::stage::storable;
 use crate::audit::line::{ERROR_LIMIT, shorten};
 use crate::audit::{self, Actor, Outcome, Record};
@@ -60,13 +60,14 @@ impl Planned {
             if look_up {
                 set_nested_loops(&mut self.tx, "on").await?;
             }
-            apply_users(&mut self.tx, self.run.run_id).await?;
-            apply_groups(&mut self.tx, self.run.run_id, self.run.directory_id).await?;
+            apply_users(&mut self.tx, self.run.run_id, counts.users).await?;
+            apply_groups(&mut self.tx, self.run.run_id, self.run.directory_id, counts.groups).await?;
             let fresh = self.plan.fresh_memberships;
             let planned = self.plan.counts.memberships;
             let planned = Tally { added: planned.added - fresh, ..planned };
             let (run_id, directory_id) = (self.run.run_id, self.run.directory_id);
-            as_planned &= apply_memberships(&mut self.tx, run_id, directory_id, planned).await?;
+            let kinds = self.plan.kinds;
+            as_planned &= apply_memberships(&mut self.tx, run_id, directory_id, planned, kinds).await?;
             if look_up {
                 set_nested_loops(&mut self.tx, "off").await?;
             }
@@ -80,8 +81,13 @@ impl Planned {
         if self.run.staged.listed_groups.load(Ordering::Relaxed) > 0 {
             let include_external = self.options.include_external;
             let (run_id, directory_id) = (self.run.run_id, self.run.directory_id);
-            let few = self.run.staged.names_few_users();
-            remember(&mut self.tx, run_id, directory_id, as_planned, include_external, few).await?;
+            let found = Found {
+                as_planned,
+                users_are_own: as_planned && self.plan.external_users == 0 && self.plan.conflicts.is_empty(),
+                include_external,
+                names_few_users: self.run.staged.names_few_users(),
+            };
+            remember(&mut self.tx, run_id, directory_id, found).await?;
         }
         let status = match (message, changes) {
             (Some(_), _) => "partial",
@@ -150,101 +156,116 @@ async fn set_nested_loops(tx: &mut PgConnection, setting: &str) -> Result<(), Er
 
 /// Removals first, then all changes in one statement (which may swap names), then what is new: so a name is
 /// free before it is taken.
-async fn apply_users(tx: &mut PgConnection, run_id: i64) -> Result<(), Error> {
-    sqlx::query!(
-        r#"
+async fn apply_users(tx: &mut PgConnection, run_id: i64, planned: Tally) -> Result<(), Error> {
+    if planned.removed > 0 {
+        sqlx::query!(
+            r#"
         update authz.users u set status = 'deleted'
         from authz.sync_plan_users p
         where p.run_id = $1 and p.op = 'remove' and u.user_id = p.user_id
         "#,
-        run_id,
-    )
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query!(
-        r#"
+            run_id,
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            r#"
         delete from authz.group_users gu
         using authz.sync_plan_users p, authz.groups g
         where p.run_id = $1 and p.op = 'remove' and gu.user_id = p.user_id
           and g.group_id = gu.group_id and g.directory_id <> 0
         "#,
-        run_id,
-    )
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query!(
-        r#"
+            run_id,
+        )
+        .execute(&mut *tx)
+        .await?;
+    }
+    if planned.added + planned.changed > 0 {
+        sqlx::query!(
+            r#"
         update authz.users u
         set user_name = p.new_name, display_name = p.new_display_name, status = p.new_status,
             directory_id = p.new_directory_id, external_id = p.external_id
         from authz.sync_plan_users p
         where p.run_id = $1 and p.op in ('add', 'change') and u.user_id = p.user_id
         "#,
-        run_id,
-    )
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query!(
-        r#"
+            run_id,
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            r#"
         insert into authz.users (user_name, directory_id, external_id, display_name, status)
         select p.new_name, p.new_directory_id, p.external_id, p.new_display_name, p.new_status
         from authz.sync_plan_users p
         where p.run_id = $1 and p.op = 'add' and p.user_id is null
         order by p.new_name
         "#,
-        run_id,
-    )
-    .execute(tx)
-    .await?;
+            run_id,
+        )
+        .execute(tx)
+        .await?;
+    }
     Ok(())
 }
 
-async fn apply_groups(tx: &mut PgConnection, run_id: i64, directory_id: i32) -> Result<(), Error> {
-    sqlx::query!(
-        r#"
+async fn apply_groups(
+    tx: &mut PgConnection,
+    run_id: i64,
+    directory_id: i32,
+    planned: Tally,
+) -> Result<(), Error> {
+    if planned.removed > 0 {
+        sqlx::query!(
+            r#"
         update authz.groups g set status = 'deleted'
         from authz.sync_plan_groups p
         where p.run_id = $1 and p.op = 'remove' and g.group_id = p.group_id
         "#,
-        run_id,
-    )
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query!(
-        r#"
+            run_id,
+        )
+        .execute(&mut *tx)
+        .await?;
+    }
+    if planned.added + planned.changed > 0 {
+        sqlx::query!(
+            r#"
         update authz.groups g
         set group_name = p.new_name, display_name = p.new_display_name, description = p.new_description,
             status = 'active', directory_id = $2, external_id = p.external_id
         from authz.sync_plan_groups p
         where p.run_id = $1 and p.op in ('add', 'change') and g.group_id = p.group_id
         "#,
-        run_id,
-        directory_id,
-    )
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query!(
-        r#"
+            run_id,
+            directory_id,
+        )
+        .execute(&mut *tx)
+        .await?;
+        sqlx::query!(
+            r#"
         insert into authz.groups (group_name, directory_id, external_id, display_name, description)
         select p.new_name, $2, p.external_id, p.new_display_name, p.new_description
         from authz.sync_plan_groups p
         where p.run_id = $1 and p.op = 'add' and p.group_id is null
         order by p.new_name
         "#,
-        run_id,
-        directory_id,
-    )
-    .execute(tx)
-    .await?;
+            run_id,
+            directory_id,
+        )
+        .execute(tx)
+        .await?;
+    }
     Ok(())
 }
 
 /// Removals, then changes, then what is new. Says whether that were as many rows as planned.
+#[expect(clippy::too_many_lines, reason = "mostly statements")]
 async fn apply_memberships(
     tx: &mut PgConnection,
     run_id: i64,
     directory_id: i32,
     planned: Tally,
+    kinds: Kinds,
 ) -> Result<bool, Error> {
     let (mut removed, mut changed, mut added) = (0, 0, 0);
     if planned.removed > 0 {
@@ -258,28 +279,32 @@ async fn apply_memberships(
         .execute(&mut *tx)
         .await?;
         removed += done.rows_affected();
-        let done = sqlx::query!(
-            r#"
+        if kinds.groups {
+            let done = sqlx::query!(
+                r#"
             delete from authz.group_groups m using authz.sync_plan_members p
             where p.run_id = $1 and p.op = 'remove' and p.kind = 'group'
               and m.parent_group_id = p.group_id and m.child_group_id = p.member_id
             "#,
-            run_id,
-        )
-        .execute(&mut *tx)
-        .await?;
-        removed += done.rows_affected();
-        let done = sqlx::query!(
-            r#"
+                run_id,
+            )
+            .execute(&mut *tx)
+            .await?;
+            removed += done.rows_affected();
+        }
+        if kinds.everyone {
+            let done = sqlx::query!(
+                r#"
             delete from authz.group_directories m using authz.sync_plan_members p
             where p.run_id = $1 and p.op = 'remove' and p.kind = 'everyone'
               and m.group_id = p.group_id and m.directory_id = p.member_id
             "#,
-            run_id,
-        )
-        .execute(&mut *tx)
-        .await?;
-        removed += done.rows_affected();
+                run_id,
+            )
+            .execute(&mut *tx)
+            .await?;
+            removed += done.rows_affected();
+        }
     }
     if planned.changed > 0 {
         let done = sqlx::query!(
@@ -311,8 +336,9 @@ async fn apply_memberships(
         .execute(&mut *tx)
         .await?;
         added += done.rows_affected();
-        let done = sqlx::query!(
-            r#"
+        if kinds.groups {
+            let done = sqlx::query!(
+                r#"
             insert into authz.group_groups (parent_group_id, child_group_id)
             select g.group_id, c.group_id
             from authz.sync_plan_members p
@@ -321,14 +347,16 @@ async fn apply_memberships(
             where p.run_id = $1 and p.op = 'add' and p.kind = 'group'
             on conflict do nothing
             "#,
-            run_id,
-            directory_id,
-        )
-        .execute(&mut *tx)
-        .await?;
-        added += done.rows_affected();
-        let done = sqlx::query!(
-            r#"
+                run_id,
+                directory_id,
+            )
+            .execute(&mut *tx)
+            .await?;
+            added += done.rows_affected();
+        }
+        if kinds.everyone {
+            let done = sqlx::query!(
+                r#"
             insert into authz.group_directories (group_id, directory_id)
             select g.group_id, $2
             from authz.sync_plan_members p
@@ -336,12 +364,13 @@ async fn apply_memberships(
             where p.run_id = $1 and p.op = 'add' and p.kind = 'everyone'
             on conflict do nothing
             "#,
-            run_id,
-            directory_id,
-        )
-        .execute(&mut *tx)
-        .await?;
-        added += done.rows_affected();
+                run_id,
+                directory_id,
+            )
+            .execute(&mut *tx)
+            .await?;
+            added += done.rows_affected();
+        }
     }
     Ok((removed, changed, added) == (planned.removed, planned.changed, planned.added))
 }

@@ -23,6 +23,8 @@ pub(super) struct KnownUsers {
     new: HashTable<u128>,
     /// Users without an id of the directory's, who are never listed.
     without_id: Vec<i64>,
+    /// The revision before they were read.
+    pub(super) revision: i64,
 }
 
 /// A user of the mirror by keyed hashes, since there are many.
@@ -94,12 +96,13 @@ impl KnownUsers {
         let mut connection = Lent::from(pool).await?;
         let mut tx = connection.begin().await?;
         // `copy` takes no parameters.
-        sqlx::query!(
-            r#"select set_config('authz.sync_directory', $1, true) as "set!""#,
+        let before = sqlx::query!(
+            r#"select set_config('authz.sync_directory', $1, true) as "set!", r.revision from authz.revision r"#,
             directory_id.to_string()
         )
         .fetch_one(&mut *tx)
         .await?;
+        known.revision = before.revision;
         let mut rows = Rows::default();
         {
             let mut pieces = tx
@@ -207,15 +210,23 @@ impl KnownUsers {
     }
 }
 
-/// The digests of the groups of a directory, by the directory's id of the group.
-pub(super) type KnownDigests = HashMap<String, [u8; 32]>;
+/// What is known of the groups of a directory, by the directory's id of the group.
+pub(super) type KnownDigests = HashMap<String, KnownDigest>;
+
+/// A group that has a digest.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct KnownDigest {
+    pub(super) digest: [u8; 32],
+    /// Memberships of all kinds that the mirror has of the group.
+    pub(super) members: i64,
+}
 
 /// Reads the digests.
 pub(super) async fn load_digests(pool: &PgPool, directory_id: i32) -> Result<KnownDigests, Error> {
     let mut known = HashMap::new();
     let mut rows = sqlx::query!(
         r#"
-        select g.external_id as "external_id!", d.digest
+        select g.external_id as "external_id!", d.digest, d.members
         from authz.group_digests d
         join authz.groups g on g.group_id = d.group_id
         where g.directory_id = $1 and g.external_id is not null and g.status <> 'deleted'
@@ -225,7 +236,7 @@ pub(super) async fn load_digests(pool: &PgPool, directory_id: i32) -> Result<Kno
     .fetch(pool);
     while let Some(row) = rows.try_next().await? {
         if let Ok(digest) = row.digest.try_into() {
-            known.insert(row.external_id, digest);
+            known.insert(row.external_id, KnownDigest { digest, members: row.members });
         }
     }
     Ok(known)

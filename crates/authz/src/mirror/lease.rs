@@ -3,7 +3,7 @@
 //! Rows and their clock are all it needs, so it works through a connection pooler.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sqlx::{PgConnection, PgPool};
@@ -77,8 +77,9 @@ pub(super) struct Staged {
     pub(super) same_members: AtomicU64,
     /// Groups whose members were listed, and not just as the mirror has them.
     pub(super) listed_groups: AtomicU64,
-    /// Users of the mirror when the run began.
+    /// Users of the mirror when the run began, and the revision before they were read.
     pub(super) known_users: AtomicU64,
+    pub(super) known_at: AtomicI64,
 }
 
 impl Staged {

@@ -51,6 +51,8 @@ struct Made {
 /// What there is to compare.
 #[expect(clippy::struct_excessive_bools, reason = "each says whether one kind of thing is there")]
 struct Staging {
+    /// Users of the mirror, if they are still those who were read.
+    known_users: Option<u64>,
     /// Members that are staged or held.
     memberships: u64,
     /// Groups whose members are other ones than last time, or may be.
@@ -142,9 +144,10 @@ impl Run {
         // INVARIANT: nobody else's change comes between the look at the mirror and the change of it, another
         // directory's sync included (held by the tests `a_plan_is_made_of_what_it_will_change` and
         // `run_of_a_database_that_shows_the_past_remembers_the_present`).
-        sqlx::query!("select authz.hold_revision()").fetch_one(&mut *tx).await?;
+        let revision =
+            sqlx::query_scalar!(r#"select authz.hold_revision() as "revision!""#).fetch_one(&mut *tx).await?;
         self.refuse_taken_customer(&mut tx, options).await?;
-        let staging = self.count_staged(&mut tx, held).await?;
+        let staging = self.count_staged(&mut tx, held, revision).await?;
         // Tables that this very transaction fills have no statistics: rows looked up one by one would never end, and what
         // looks expensive would be compiled for longer than it runs.
         sqlx::query!(
@@ -202,7 +205,8 @@ impl Run {
             0
         };
         let mut withheld = Totals::default();
-        if users_differ || staging.externals || staging.memberships > 0 || looked_at_again > 0 {
+        let guests = options.include_external && (staging.memberships > 0 || looked_at_again > 0);
+        if users_differ || staging.externals || guests {
             self.plan_listed_users(tx, options).await?;
             if options.include_external {
                 self.plan_external_users(tx).await?;
@@ -244,7 +248,10 @@ impl Run {
         if options.no_remove {
             withheld.memberships = self.withhold_memberships(tx).await?;
         }
-        let plan = self.read_plan(tx, staging.listed_totals).await?;
+        // Nobody of the directory's is listed no more, and no outsider is let in: whoever joins a group is a listed user.
+        let joining_are_listed =
+            !options.include_external && self.staged.unseen_users.load(Ordering::Relaxed) == 0;
+        let plan = self.read_plan(tx, staging.listed_totals, staging.known_users, joining_are_listed).await?;
         Ok(Plan { disturbed_groups, withheld, ..plan })
     }
 
@@ -308,7 +315,7 @@ impl Run {
     /// Counts what was listed: the staged rows, what is held, and what was not staged because the mirror has it.
     // INVARIANT: staging that lost rows (unlogged tables are emptied by a crash of the server) is never
     // compared with the mirror (held by the test `staging_lost_in_a_crash_is_not_absence`).
-    async fn count_staged(&self, tx: &mut PgConnection, held: u64) -> Result<Staging, Error> {
+    async fn count_staged(&self, tx: &mut PgConnection, held: u64, revision: i64) -> Result<Staging, Error> {
         let row = sqlx::query!(
             r#"
             select (select count(*) from authz.sync_stage_users where run_id = $1) as "users!",
@@ -339,7 +346,12 @@ impl Run {
         }
         let [users, groups, memberships, ..] = found;
         let memberships = memberships + held;
+        // INVARIANT: whatever changes who is a user of the directory raises the revision (held by
+        // `users_before_are_those_of_the_plan_and_not_of_the_crawl`).
+        let known_users = (revision == staged.known_at.load(Ordering::Relaxed))
+            .then(|| staged.known_users.load(Ordering::Relaxed));
         Ok(Staging {
+            known_users,
             memberships,
             listed: row.listed,
             compared: row.compared,

@@ -4,22 +4,36 @@ use sqlx::PgConnection;
 
 use super::Run;
 use super::report::{
-    ActionChanges, Change, Conflict, Counts, GroupChange, MembershipChange, Plan, SHOWN, Shrinking, Tally,
-    Totals, UserChange,
+    ActionChanges, Change, Conflict, Counts, GroupChange, Kinds, MembershipChange, Plan, SHOWN, Shrinking,
+    Tally, Totals, UserChange,
 };
 use crate::error::Error;
 
 impl Run {
+    /// `known_users` are the users that the mirror has, if that is known. With `joining_are_listed` whoever is planned to join a
+    /// group is a user whom the directory lists.
     #[expect(clippy::too_many_lines, reason = "mostly one statement")]
-    pub(super) async fn read_plan(&self, tx: &mut PgConnection, listed: Totals) -> Result<Plan, Error> {
+    pub(super) async fn read_plan(
+        &self,
+        tx: &mut PgConnection,
+        listed: Totals,
+        known_users: Option<u64>,
+        joining_are_listed: bool,
+    ) -> Result<Plan, Error> {
         let totals = sqlx::query!(
             r#"
-            with odd as materialized (
+            with joining as (
+                select distinct p.member_external_id
+                from authz.sync_plan_members p
+                where $5 and p.run_id = $1 and p.op = 'add' and p.kind = 'user'
+            ),
+            odd as materialized (
                 -- Fresh groups have only members of the directory's own.
                 select m.kind, m.member_external_id
                 from authz.sync_stage_groups s
                 join authz.sync_stage_members m on m.run_id = $1 and m.group_external_id = s.external_id
-                where s.run_id = $1 and not s.members_fresh
+                left join joining j on m.kind = 'user' and j.member_external_id = m.member_external_id
+                where s.run_id = $1 and not s.members_fresh and j.member_external_id is null
             ),
             own as materialized (
                 -- Those of the directory's users whom such a row may name: all, or each one looked up where few are named.
@@ -47,8 +61,9 @@ impl Run {
                 (select count(*) filter (where op = 'add') from authz.sync_plan_groups where run_id = $1) as "groups_added!",
                 (select count(*) filter (where op = 'remove') from authz.sync_plan_groups where run_id = $1) as "groups_removed!",
                 (select count(*) filter (where op = 'change') from authz.sync_plan_groups where run_id = $1) as "groups_changed!",
+                m.of_groups as "of_groups!", m.of_everyone as "of_everyone!",
                 m.added + f.added as "memberships_added!", f.added as "memberships_fresh!", m.removed as "memberships_removed!", m.changed as "memberships_changed!",
-                (select count(*) from authz.users where directory_id = $2 and status <> 'deleted') as "users!",
+                coalesce($4, (select count(*) from authz.users where directory_id = $2 and status <> 'deleted')) as "users!",
                 (select count(*) from authz.groups where directory_id = $2 and status <> 'deleted') as "groups!",
                 (select coalesce(sum(coalesce(d.members, (select count(*) from authz.group_users m where m.group_id = g.group_id)
                                                        + (select count(*) from authz.group_groups m where m.parent_group_id = g.group_id)
@@ -69,7 +84,9 @@ impl Run {
                    and not exists (select from authz.sync_stage_groups s where s.run_id = $1 and s.external_id = m.member_external_id))
                     as "external_groups!"
             from (select count(*) filter (where op = 'add') as added, count(*) filter (where op = 'remove') as removed,
-                         count(*) filter (where op = 'change') as changed
+                         count(*) filter (where op = 'change') as changed,
+                         count(*) filter (where kind = 'group') > 0 as of_groups,
+                         count(*) filter (where kind = 'everyone') > 0 as of_everyone
                   from authz.sync_plan_members where run_id = $1) m,
                  (select coalesce(sum(members_staged), 0)::bigint as added
                   from authz.sync_stage_groups where run_id = $1 and members_fresh) f
@@ -77,6 +94,8 @@ impl Run {
             self.run_id,
             self.directory_id,
             self.staged.names_few_users(),
+            known_users.and_then(|users| i64::try_from(users).ok()),
+            joining_are_listed,
         )
         .fetch_one(&mut *tx)
         .await?;
@@ -103,6 +122,7 @@ impl Run {
             },
             listed,
             fresh_memberships: count(totals.memberships_fresh),
+            kinds: Kinds { groups: totals.of_groups, everyone: totals.of_everyone },
             newly_suspended: count(totals.newly_suspended),
             newly_external: count(totals.newly_external),
             external_users: count(totals.external_users),

@@ -6,6 +6,20 @@ use sqlx::PgConnection;
 use super::Run;
 use crate::error::Error;
 
+/// What an apply knows of its run.
+#[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each says one thing")]
+pub(super) struct Found {
+    /// Each planned row was carried out and none was withheld, so that nothing has to be counted.
+    pub(super) as_planned: bool,
+    /// Each user who is staged as a member is the directory's own.
+    pub(super) users_are_own: bool,
+    /// Whom the directory does not list is let in.
+    pub(super) include_external: bool,
+    /// The staged rows name few users.
+    pub(super) names_few_users: bool,
+}
+
 impl Run {
     /// Stages of the groups that are as last time the members who have to be looked at again: its outsiders, who may be
     /// listed by now, and users whom the directory lists no more, who may stay as external ones. Says how many rows that are.
@@ -63,18 +77,18 @@ impl Run {
 /// change of a membership, since each takes the digest of its group away.
 ///
 /// A group that has not become what was listed, for whatever reason, gets no digest: the next run stages it again.
-/// `as_planned` says that each planned row was carried out and none was withheld, so that nothing has to be counted.
 // INVARIANT: a group has become what was listed if all of its plan was carried out, since its plan is the difference (held
 // by the tests `group_that_does_not_become_what_was_listed_is_not_remembered` and
 // `guest_whose_removal_was_withheld_goes_with_the_next_run_that_removes`).
+// INVARIANT: the number of members is what the mirror has, and who is listed besides is an outsider, also where neither is
+// looked up (held by `any_sequence_of_small_changes_is_mirrored`).
 pub(super) async fn remember(
     tx: &mut PgConnection,
     run_id: i64,
     directory_id: i32,
-    as_planned: bool,
-    include_external: bool,
-    names_few_users: bool,
+    found: Found,
 ) -> Result<(), Error> {
+    let Found { as_planned, include_external, names_few_users, .. } = found;
     sqlx::query!(
         r#"
         with person as materialized (
@@ -92,9 +106,16 @@ pub(super) async fn remember(
             where $5
         ),
         listed as (
-            select s.external_id, s.members_digest, s.members_same, g.group_id, s.members_staged,
-                   s.members_fresh and $3 as is_sure
+            -- What a fresh group gets, and what a compared one had and loses and gets, is known.
+            select s.external_id, s.members_digest, s.members_same, g.group_id, s.members_staged + coalesce(p.more, 0) as members,
+                   $3 and (s.members_fresh or s.members_basis is not null) as is_sure
             from authz.sync_stage_groups s
+            left join (
+                select p.group_external_id, count(*) filter (where p.op = 'add') - count(*) filter (where p.op = 'remove') as more
+                from authz.sync_plan_members p
+                where $3 and p.run_id = $1
+                group by p.group_external_id
+            ) p on p.group_external_id = s.external_id
             join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id and g.status = 'active'
             where s.run_id = $1 and s.members_complete and s.members_listed and s.members_digest is not null
         ),
@@ -120,7 +141,7 @@ pub(super) async fn remember(
         ),
         expected as (
             select l.group_id, l.members_digest,
-                   case when l.is_sure then l.members_staged else l.members_same + coalesce(s.members, 0) end as members
+                   case when l.is_sure then l.members else l.members_same + coalesce(s.members, 0) end as members
             from listed l
             left join staged s on s.group_id = l.group_id
         )
@@ -142,7 +163,7 @@ pub(super) async fn remember(
     )
     .execute(&mut *tx)
     .await?;
-    remember_outsiders(tx, run_id, directory_id, names_few_users).await
+    remember_outsiders(tx, run_id, directory_id, found).await
 }
 
 /// Writes down the listed members of these groups whom the mirror does not have in them.
@@ -152,7 +173,7 @@ async fn remember_outsiders(
     tx: &mut PgConnection,
     run_id: i64,
     directory_id: i32,
-    names_few_users: bool,
+    Found { users_are_own, names_few_users, .. }: Found,
 ) -> Result<(), Error> {
     sqlx::query!(
         r#"
@@ -173,7 +194,7 @@ async fn remember_outsiders(
             -- As above.
             select u.user_id, u.external_id
             from authz.users u
-            where not $3 and u.directory_id = $2 and u.status <> 'deleted'
+            where not $3 and not $4 and u.directory_id = $2 and u.status <> 'deleted'
             union all
             select u.user_id, u.external_id
             from (select distinct m.member_external_id
@@ -182,7 +203,7 @@ async fn remember_outsiders(
             cross join lateral (select x.user_id, x.external_id from authz.users x
                                 where x.external_id = m.member_external_id and x.directory_id = $2 and x.status <> 'deleted'
                                 offset 0) u
-            where $3
+            where $3 and not $4
         )
         insert into authz.group_outsiders (group_id, kind, external_id, member_name, role)
         select d.group_id, m.kind, m.member_external_id, m.member_name, m.role
@@ -191,7 +212,7 @@ async fn remember_outsiders(
         join authz.groups g on g.directory_id = $2 and g.external_id = m.group_external_id
         join authz.group_digests d on d.group_id = g.group_id and (d.digest = s.members_digest or not s.members_listed)
         left join own u on m.kind = 'user' and u.external_id = m.member_external_id
-        where m.run_id = $1
+        where m.run_id = $1 and (m.kind <> 'user' or not $4)
           and case m.kind
               when 'user' then u.user_id is null
               else not exists (select from authz.group_groups gg
@@ -204,6 +225,7 @@ async fn remember_outsiders(
         run_id,
         directory_id,
         names_few_users,
+        users_are_own,
     )
     .execute(tx)
     .await?;

@@ -47,6 +47,9 @@ pub struct Plan {
     /// Of the memberships that would be added those of groups that have none yet.
     #[serde(skip)]
     pub(super) fresh_memberships: u64,
+    /// Of which kinds the others are, beside users.
+    #[serde(skip)]
+    pub(super) kinds: Kinds,
     /// Groups that stay and lose members: all of them, for the guard.
     #[serde(skip)]
     pub shrinking: Vec<Shrinking>,
@@ -80,6 +83,7 @@ impl Plan {
             actions: ActionChanges::default(),
             withheld: Totals::default(),
             fresh_memberships: 0,
+            kinds: Kinds::default(),
             shrinking: Vec::new(),
             people: listed.users,
             guests_removed: 0,
@@ -91,6 +95,15 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.counts == Counts::default()
     }
+}
+
+/// What is in groups beside users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Kinds {
+    /// Groups.
+    pub(super) groups: bool,
+    /// Everyone of a directory.
+    pub(super) everyone: bool,
 }
 
 /// Changes by kind of row.

@@ -13,7 +13,7 @@ use super::beside::Beside;
 use super::compare_members::{Listing, Present, read_present};
 use super::copy_in::{CopyRows, send};
 use super::held::{Held, Taken};
-use super::known::{Hasher, KnownDigests, KnownUsers, load_digests, place};
+use super::known::{Hasher, KnownDigest, KnownDigests, KnownUsers, load_digests, place};
 use super::members::StagedMembers;
 use super::plan::has_grants;
 use super::second_look::Missed;
@@ -80,8 +80,8 @@ pub(super) enum Finished {
     Same(u64),
     /// So many are staged or held, all of them, and have this digest.
     Staged { digest: Option<[u8; 32]>, members: u64 },
-    /// What differs is staged, of the mirror as the listing of the digest `basis` left it.
-    Compared { digest: Option<[u8; 32]>, basis: [u8; 32], same: u64 },
+    /// What differs is staged, of the mirror as the listing of `basis` left it.
+    Compared { digest: Option<[u8; 32]>, basis: KnownDigest, same: u64 },
 }
 
 impl Staging {
@@ -163,7 +163,7 @@ impl Run {
             let known = staging.digests.as_ref().and_then(|digests| digests.get(group_external_id));
             let group = group_external_id.to_owned();
             let finished = match (digest, known.copied()) {
-                (Some(digest), Some(known)) if digest == known => Finished::Same(members.len() as u64),
+                (Some(digest), Some(known)) if digest == known.digest => Finished::Same(members.len() as u64),
                 // INVARIANT: a group is compared only if it has a digest, and what came of it counts only if it has the same
                 // one when the plan holds the revision: whatever changes its memberships, or who its members are, takes the
                 // digest away (held by `group_that_somebody_changes_after_it_was_compared_keeps_what_it_has`).
@@ -334,6 +334,7 @@ impl Run {
         let known = self.known_users(&mut staging).await?;
         let unseen = known.unseen();
         self.staged.known_users.store(known.len() as u64, Ordering::Relaxed);
+        self.staged.known_at.store(known.revision, Ordering::Relaxed);
         // Nobody looks at them any more.
         (staging.users, staging.missed) = (None, Missed::default());
         if !unseen.is_empty() {
@@ -346,24 +347,27 @@ impl Run {
             .await?;
         }
         self.staged.unseen_users.store(unseen.len() as u64, Ordering::Relaxed);
-        let (mut groups, mut digests, mut bases, mut same_here, mut staged_here, mut same) =
+        let (mut groups, mut digests, mut bases, mut same_here, mut members_here, mut same) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new(), 0);
         let number = |members: u64| i64::try_from(members).unwrap_or(i64::MAX);
         for (group, finished) in std::mem::take(&mut staging.finished) {
-            let (digest, compared_as, same_of_group, staged_of_group) = match finished {
+            let (digest, compared_as, same_of_group, members_of_group) = match finished {
                 Finished::Same(members) => {
                     same += members;
                     continue;
                 }
-                Finished::Staged { digest, members } => (digest, None, 0, members),
-                Finished::Compared { digest, basis, same } => (digest, Some(basis), same, 0),
+                Finished::Staged { digest, members } => (digest, None, 0, number(members)),
+                Finished::Compared { digest, basis, same } => {
+                    (digest, Some(basis.digest), same, basis.members)
+                }
             };
             same += same_of_group;
             groups.push(storable(&group));
             digests.push(digest.map(|digest| digest.to_vec()));
-            bases.push(compared_as.map(|basis| basis.to_vec()));
+            bases.push(compared_as.map(|digest| digest.to_vec()));
             same_here.push(number(same_of_group));
-            staged_here.push(number(staged_of_group));
+            // What a compared group had, of any other what it is to have.
+            members_here.push(members_of_group);
         }
         self.staged.same_members.store(same, Ordering::Relaxed);
         self.staged.listed_groups.store(groups.len() as u64, Ordering::Relaxed);
@@ -384,7 +388,7 @@ impl Run {
             &digests as &[Option<Vec<u8>>],
             &bases as &[Option<Vec<u8>>],
             &same_here,
-            &staged_here,
+            &members_here,
         )
         .execute(&self.pool)
         .await?;
