@@ -33,7 +33,8 @@ impl sealed::Sealed for &mut Transaction<'_, Postgres> {}
 impl Begin<'static> for &PgPool {
     fn begin_whole(self) -> Beginning<'static> {
         let pool = self.clone();
-        Box::pin(async move { begin(&pool).await })
+        // Changes wait for each other: in a stricter transaction whoever waited would be refused.
+        Box::pin(async move { begin_on(pool.acquire().await?, Some(READ_COMMITTED)).await })
     }
 }
 
@@ -73,8 +74,10 @@ pub async fn begin(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx
 pub(crate) async fn begin_alone(pool: &PgPool) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     connection.close_on_drop();
-    begin_on(connection, Some("begin isolation level read committed")).await
+    begin_on(connection, Some(READ_COMMITTED)).await
 }
+
+const READ_COMMITTED: &str = "begin isolation level read committed";
 
 async fn begin_on(
     connection: PoolConnection<Postgres>,

@@ -159,7 +159,7 @@ pub enum Error {
     #[error("the audit trail has no record {0}; it may have been removed with its month")]
     UnknownRecord(i64),
     /// A record did not get into the audit trail, or nobody knows whether it did. What it tells of must not go on.
-    #[error("the audit record could not be written; try again once the database answers")]
+    #[error("the audit record could not be written; see the cause, and try again once that is mended")]
     NotRecorded(#[source] std::sync::Arc<sqlx::Error>),
     /// The tables are missing.
     #[error(

@@ -70,7 +70,7 @@ pub async fn to_user<'c>(
     grant: &Grant,
     actor: &Actor,
 ) -> Result<Revision, Error> {
-    let mut tx = audit::begin_alone(connection, actor).await?;
+    let mut tx = audit::begin_in_turn(connection, actor).await?;
     let user_id = user::id(&mut tx, holder).await?;
     sqlx::query!(
         r#"
@@ -102,7 +102,7 @@ pub async fn to_group<'c>(
     grant: &Grant,
     actor: &Actor,
 ) -> Result<Revision, Error> {
-    let mut tx = audit::begin_alone(connection, actor).await?;
+    let mut tx = audit::begin_in_turn(connection, actor).await?;
     let group_id = group::id(&mut tx, holder).await?;
     sqlx::query!(
         r#"
@@ -134,7 +134,7 @@ pub async fn revoke_from_user<'c>(
     pattern: &ActionPattern,
     actor: &Actor,
 ) -> Result<Revision, Error> {
-    let mut tx = audit::begin_alone(connection, actor).await?;
+    let mut tx = audit::begin_in_turn(connection, actor).await?;
     let user_id = user::id(&mut tx, holder).await?;
     let revoked = sqlx::query!(
         "delete from authz.user_actions where user_id = $1 and action_name = $2",
@@ -159,7 +159,7 @@ pub async fn revoke_from_group<'c>(
     pattern: &ActionPattern,
     actor: &Actor,
 ) -> Result<Revision, Error> {
-    let mut tx = audit::begin_alone(connection, actor).await?;
+    let mut tx = audit::begin_in_turn(connection, actor).await?;
     let group_id = group::id(&mut tx, holder).await?;
     let revoked = sqlx::query!(
         "delete from authz.group_actions where group_id = $1 and action_name = $2",

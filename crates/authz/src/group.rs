@@ -144,7 +144,7 @@ pub async fn delete<'c>(
     name: &GroupName,
     actor: &Actor,
 ) -> Result<Revision, Error> {
-    let mut tx = audit::begin_alone(connection, actor).await?;
+    let mut tx = audit::begin_in_turn(connection, actor).await?;
     let group_id = local_id(&mut tx, name).await?;
     sqlx::query!("delete from authz.group_actions where group_id = $1", group_id).execute(&mut *tx).await?;
     sqlx::query!("delete from authz.group_groups where child_group_id = $1", group_id)
@@ -167,7 +167,7 @@ pub async fn add_user<'c>(
     role: Role,
     actor: &Actor,
 ) -> Result<Revision, Error> {
-    let mut tx = audit::begin_alone(connection, actor).await?;
+    let mut tx = audit::begin_in_turn(connection, actor).await?;
     let group_id = local_id(&mut tx, group).await?;
     let user_id = user::id(&mut tx, member).await?;
     sqlx::query!(
@@ -194,7 +194,7 @@ pub async fn remove_user<'c>(
     member: &UserName,
     actor: &Actor,
 ) -> Result<Revision, Error> {
-    let mut tx = audit::begin_alone(connection, actor).await?;
+    let mut tx = audit::begin_in_turn(connection, actor).await?;
     let group_id = local_id(&mut tx, group).await?;
     let user_id = user::id(&mut tx, member).await?;
     sqlx::query!("delete from authz.group_users where group_id = $1 and user_id = $2", group_id, user_id)
@@ -214,7 +214,7 @@ pub async fn add_group<'c>(
     child: &GroupName,
     actor: &Actor,
 ) -> Result<Revision, Error> {
-    let mut tx = audit::begin_alone(connection, actor).await?;
+    let mut tx = audit::begin_in_turn(connection, actor).await?;
     let parent_id = local_id(&mut tx, parent).await?;
     let child_id = id(&mut tx, child).await?;
     let cycle = sqlx::query_scalar!(
@@ -247,7 +247,7 @@ pub async fn remove_group<'c>(
     child: &GroupName,
     actor: &Actor,
 ) -> Result<Revision, Error> {
-    let mut tx = audit::begin_alone(connection, actor).await?;
+    let mut tx = audit::begin_in_turn(connection, actor).await?;
     let parent_id = local_id(&mut tx, parent).await?;
     let child_id = id(&mut tx, child).await?;
     sqlx::query!(
@@ -270,7 +270,7 @@ pub async fn add_everyone<'c>(
     directory: &DirectoryName,
     actor: &Actor,
 ) -> Result<Revision, Error> {
-    let mut tx = audit::begin_alone(connection, actor).await?;
+    let mut tx = audit::begin_in_turn(connection, actor).await?;
     let group_id = local_id(&mut tx, group).await?;
     let directory_id = directory_id(&mut tx, directory).await?;
     sqlx::query!(
@@ -293,7 +293,7 @@ pub async fn remove_everyone<'c>(
     directory: &DirectoryName,
     actor: &Actor,
 ) -> Result<Revision, Error> {
-    let mut tx = audit::begin_alone(connection, actor).await?;
+    let mut tx = audit::begin_in_turn(connection, actor).await?;
     let group_id = local_id(&mut tx, group).await?;
     let directory_id = directory_id(&mut tx, directory).await?;
     sqlx::query!(

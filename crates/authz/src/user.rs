@@ -153,7 +153,7 @@ pub async fn set_suspended<'c>(
     suspended: bool,
     actor: &Actor,
 ) -> Result<Revision, Error> {
-    let mut tx = audit::begin_alone(connection, actor).await?;
+    let mut tx = audit::begin_in_turn(connection, actor).await?;
     let user_id = local_id(&mut tx, name).await?;
     let status = if suspended { "suspended" } else { "active" };
     sqlx::query!("update authz.users set status = $2 where user_id = $1 and status <> $2", user_id, status)
@@ -172,7 +172,7 @@ pub async fn delete<'c>(
     name: &UserName,
     actor: &Actor,
 ) -> Result<Revision, Error> {
-    let mut tx = audit::begin_alone(connection, actor).await?;
+    let mut tx = audit::begin_in_turn(connection, actor).await?;
     let user_id = local_id(&mut tx, name).await?;
     sqlx::query!("delete from authz.group_users where user_id = $1", user_id).execute(&mut *tx).await?;
     sqlx::query!("delete from authz.user_actions where user_id = $1", user_id).execute(&mut *tx).await?;

@@ -93,6 +93,31 @@ fn grant_group(pool: PgPool) -> BoxFuture<'static, Done> {
 }
 
 #[tokio::test]
+async fn changes_take_turns_whatever_the_database_takes_for_the_default() {
+    for level in ["repeatable read", "serializable"] {
+        let (database, pool) = support::database().await;
+        let stricter = format!(
+            "do $$ begin execute format('alter database %I set default_transaction_isolation = ''{level}''', current_database()); end $$"
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(stricter)).execute(&pool).await.unwrap();
+        pool.close().await;
+        let pool = support::pool(&database).await;
+        let set: String =
+            sqlx::query_scalar("show default_transaction_isolation").fetch_one(&pool).await.unwrap();
+        assert_eq!(set, level);
+        let starts = (0..8).map(|_| {
+            let pool = pool.clone();
+            tokio::spawn(
+                async move { authz::action::register(&pool, &[(action("rare"), "")], &admin()).await },
+            )
+        });
+        for start in futures_util::future::join_all(starts).await {
+            start.unwrap().unwrap();
+        }
+    }
+}
+
+#[tokio::test]
 async fn nothing_is_given_to_whom_somebody_deletes_meanwhile() {
     let changes: [(&str, Change, Change); 6] = [
         ("suspend", delete_user, suspend),

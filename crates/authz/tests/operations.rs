@@ -319,6 +319,112 @@ async fn detail_that_is_too_large_is_an_error_and_nothing_is_run() {
 }
 
 #[tokio::test]
+async fn denial_is_recorded_however_long_its_texts_are() {
+    let (_database, pool, authz) = world().await;
+    let long = "x".repeat(30_000);
+    let asked = || {
+        authz
+            .operation::<QueueRead>(&u("ada"))
+            .target(&long)
+            .request(&long)
+            .detail(json!({ "body": long, "deep": (0..500).fold(json!(1), |deep, _| json!([deep])) }))
+    };
+    let run = asked().run(|_| async { Ok::<_, Infallible>(()) }).await;
+    let change = asked().transact(async |_, _| Ok::<_, Infallible>(())).await;
+    for refused in [run, change] {
+        assert!(matches!(refused, Err(OperationError::Refused(Refusal::Denied(_)))), "{refused:?}");
+    }
+    let trail = trail(&pool).await;
+    assert_eq!(outcomes(&trail), [Outcome::Denied, Outcome::Denied]);
+    for entry in &trail {
+        assert!(entry.detail["left_out"].as_str().unwrap().ends_with(" bytes"), "{}", entry.detail);
+        for text in [&entry.target, &entry.request_id] {
+            assert!(text.as_ref().unwrap().ends_with("(shortened, 30000 bytes in all)"));
+        }
+    }
+    // Who may do it is told to make it shorter, and nothing is run.
+    let asked = authz.operation::<WorkersScale>(&u("ada")).target(&long);
+    let refused = asked.transact(async |_, _| Ok::<_, Infallible>(())).await;
+    let Err(OperationError::Refused(Refusal::Unrecorded(error))) = refused else { panic!("{refused:?}") };
+    assert!(matches!(error, Error::RecordTooLarge { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn record_that_is_nested_deep_is_read_with_the_others() {
+    let (_database, pool, authz) = world().await;
+    let deep = (0..500).fold(json!("innermost"), |deep, _| json!({ "a": deep }));
+    let ran = authz.operation::<WorkersScale>(&u("ada")).detail(deep);
+    ran.run(|_| async { Ok::<_, Infallible>(()) }).await.unwrap();
+    // And by hand, as records from before may be.
+    let deep = format!("{}{}", "[".repeat(1_000), "]".repeat(1_000));
+    sqlx::query(
+        "insert into authz.audit_log (service, actor, action, outcome, detail, decision)
+         values ('ops-dashboard', 'a', 'x', 'succeeded', $1::text::jsonb, $1::text::jsonb)",
+    )
+    .bind(&deep)
+    .execute(&pool)
+    .await
+    .unwrap();
+    let trail = trail(&pool).await;
+    assert_eq!(outcomes(&trail), [Outcome::Started, Outcome::Succeeded, Outcome::Succeeded]);
+    assert!(trail[0].detail.to_string().contains("innermost"));
+    assert_eq!(trail[2].detail, json!(deep));
+    assert_eq!(trail[2].decision, Some(json!(deep)));
+    let page = audit::Query::new().page(&pool, None, 1_000).await.unwrap();
+    assert!(page.entries.iter().any(|entry| entry.detail == json!(deep)));
+}
+
+#[tokio::test]
+async fn work_that_ends_the_transaction_by_itself_is_not_recorded_as_done() {
+    let (_database, pool, authz) = world().await;
+    for end in ["rollback", "rollback; begin", "commit", "commit and chain"] {
+        let done = authz
+            .operation::<WorkersScale>(&u("ada"))
+            .transact(async |_, connection| {
+                sqlx::query("insert into roles values ('web') on conflict do nothing")
+                    .execute(&mut *connection)
+                    .await?;
+                sqlx::raw_sql(end).execute(&mut *connection).await
+            })
+            .await;
+        assert!(matches!(done, Err(OperationError::RolledBack(_))), "{end}: {done:?}");
+        let trail = trail(&pool).await;
+        let last = trail.last().unwrap();
+        assert_eq!(last.outcome, Outcome::Failed, "{end}");
+        assert!(
+            last.detail.to_string().contains("ended the transaction by SQL of its own"),
+            "{}",
+            last.detail
+        );
+        assert!(trail.iter().all(|entry| entry.outcome == Outcome::Failed));
+    }
+}
+
+#[tokio::test]
+async fn commit_that_fails_is_recorded_with_its_cause() {
+    let (_database, pool, authz) = world().await;
+    sqlx::raw_sql("create table later (n integer unique deferrable initially deferred)")
+        .execute(&pool)
+        .await
+        .unwrap();
+    let work = async |_: &Permit<WorkersScale>, c: &mut sqlx::PgConnection| {
+        sqlx::raw_sql("insert into later values (1), (1)").execute(c).await
+    };
+    authz.operation::<WorkersScale>(&u("ada")).transact(work).await.unwrap_err();
+    let work = async |_: &Permit<WorkersScale>, c: &mut sqlx::PgConnection| {
+        let _ = sqlx::query("insert into nowhere values (1)").execute(c).await;
+        Ok::<_, String>(())
+    };
+    authz.operation::<WorkersScale>(&u("ada")).transact(work).await.unwrap_err();
+    let trail = trail(&pool).await;
+    for (entry, cause) in trail.iter().zip(["duplicate key value", "current transaction is aborted"]) {
+        assert_eq!(entry.outcome, Outcome::Failed);
+        assert!(entry.detail["error"].as_str().unwrap().contains(cause), "{}", entry.detail);
+    }
+    assert_eq!(trail.len(), 2);
+}
+
+#[tokio::test]
 async fn secrets_are_redacted_in_details_and_errors() {
     let (_database, pool, authz) = world().await;
     let authz = authz.redact(|action, detail| {

@@ -12,6 +12,10 @@ use crate::error::Error;
 pub const DETAIL_LIMIT: usize = 16 * 1024;
 /// Each of a record's texts (actor, service, action, target, request id) has at most so many bytes.
 pub const TEXT_LIMIT: usize = 1024;
+/// A detail has at most so many arrays and objects within each other; what is deeper becomes a text. Readers of JSON take 127.
+const DEPTH_LIMIT: usize = 64;
+/// A number of this size or more, or that near to zero, becomes a text: the database writes all of its digits.
+const LONG_NUMBERS: f64 = 1e33;
 /// Of an error's text so many bytes are recorded.
 pub(crate) const ERROR_LIMIT: usize = 4 * 1024;
 
@@ -81,14 +85,64 @@ pub(super) fn text(what: &'static str, text: &str) -> Result<String, Error> {
 
 /// A detail as JSON, if it is short enough.
 pub(super) fn detail(value: &Value) -> Result<String, Error> {
-    let text = json_text(value)?;
+    let text = if is_plain(value, DEPTH_LIMIT) {
+        json_text(value)?
+    } else {
+        json_text(&plain(value, DEPTH_LIMIT)?)?
+    };
     bounded("detail", text.len(), DETAIL_LIMIT)?;
     if !text.contains("\\u0000") {
         return Ok(text);
     }
-    let mut value = value.clone();
+    let mut value = plain(value, DEPTH_LIMIT)?;
     remove_nul(&mut value);
     json_text(&value)
+}
+
+/// The same for what must be recorded whatever it is: what is too long is left out, with its size.
+pub(super) fn detail_in_any_case(value: &Value) -> Result<String, Error> {
+    match detail(value) {
+        Err(Error::RecordTooLarge { bytes, .. }) => {
+            json_text(&json!({ "left_out": format!("{bytes} bytes") }))
+        }
+        done => done,
+    }
+}
+
+/// And for a text: what is too long is shortened.
+pub(super) fn text_in_any_case(text: &str) -> String {
+    if text.len() <= TEXT_LIMIT { without_nul(text) } else { without_nul(&shorten(text, TEXT_LIMIT - 64)) }
+}
+
+/// Whether every reader takes it, and the database makes it little longer.
+fn is_plain(value: &Value, depth: usize) -> bool {
+    match value {
+        Value::Array(array) => depth > 0 && array.iter().all(|value| is_plain(value, depth - 1)),
+        Value::Object(object) => depth > 0 && object.values().all(|value| is_plain(value, depth - 1)),
+        Value::Number(number) => !is_long(number),
+        _ => true,
+    }
+}
+
+fn is_long(number: &serde_json::Number) -> bool {
+    number.is_f64()
+        && number.as_f64().is_some_and(|number| {
+            number != 0.0 && !(LONG_NUMBERS.recip()..LONG_NUMBERS).contains(&number.abs())
+        })
+}
+
+/// With what is not plain as texts.
+fn plain(value: &Value, depth: usize) -> Result<Value, Error> {
+    Ok(match value {
+        Value::Array(_) | Value::Object(_) if depth == 0 => Value::String(json_text(value)?),
+        Value::Array(array) => array.iter().map(|value| plain(value, depth - 1)).collect::<Result<_, _>>()?,
+        Value::Object(object) => object
+            .iter()
+            .map(|(key, value)| Ok((key.clone(), plain(value, depth - 1)?)))
+            .collect::<Result<_, Error>>()?,
+        Value::Number(number) if is_long(number) => Value::String(number.to_string()),
+        _ => value.clone(),
+    })
 }
 
 /// The detail of a failure. It is shortened rather than refused, since what it tells of has happened.
@@ -173,6 +227,28 @@ mod tests {
             serde_json::from_str::<Value>(&text).unwrap(),
             json!({ "a\u{fffd}": ["\u{fffd}", "\\u0000"] })
         );
+    }
+
+    #[test]
+    fn what_is_deep_or_has_many_digits_becomes_a_text() {
+        let nested = |levels: usize| (0..levels).fold(json!("x"), |value, _| json!([value]));
+        assert_eq!(detail(&nested(64)).unwrap(), nested(64).to_string());
+        let read: Value = serde_json::from_str(&detail(&nested(500)).unwrap()).unwrap();
+        let innermost = (0..64).fold(&read, |value, _| &value[0]);
+        assert_eq!(innermost.as_str().unwrap(), nested(500 - 64).to_string());
+        let numbers = json!([1e30, 1e308, -1e300, 1e-300, 0.0, -0.5, u64::MAX, i64::MIN, "\0"]);
+        let expected =
+            json!([1e30, "1e+308", "-1e+300", "1e-300", 0.0, -0.5, u64::MAX, i64::MIN, "\u{fffd}"]);
+        assert_eq!(serde_json::from_str::<Value>(&detail(&numbers).unwrap()).unwrap(), expected);
+    }
+
+    #[test]
+    fn what_must_be_recorded_is_shortened() {
+        assert_eq!(text_in_any_case(&"x".repeat(TEXT_LIMIT)).len(), TEXT_LIMIT);
+        assert!(text_in_any_case(&"x".repeat(5_000)).ends_with("x … (shortened, 5000 bytes in all)"));
+        let long = json!({ "a": "x".repeat(20_000) });
+        assert!(detail(&long).is_err());
+        assert_eq!(detail_in_any_case(&long).unwrap(), r#"{"left_out":"20008 bytes"}"#);
     }
 
     #[test]

@@ -236,9 +236,7 @@ impl<'a, A> Operation<'a, A> {
     pub async fn begin(self) -> Result<Change<A>, Refusal> {
         let (authz, writer) = (self.authz, self.authz.writer());
         let record = self.record();
-        // Nothing is begun that could not be recorded.
-        record.check().map_err(Refusal::Unrecorded)?;
-        let mut tx = change::begin(authz).await?;
+        let (mut tx, transaction_id) = change::begin(authz).await?;
         let permit = match self.asked {
             Asked::Question(question) => authz.permit_on(question, &mut tx, (&self.user).into()).await,
             Asked::Permit(permit) => Ok(permit),
@@ -246,8 +244,10 @@ impl<'a, A> Operation<'a, A> {
         };
         match permit {
             Ok(permit) => {
+                // Nothing is begun that could not be recorded.
+                record.check().map_err(Refusal::Unrecorded)?;
                 change::act_as(&mut tx, &permit, &record).await?;
-                Ok(Change::new(tx, permit, record, authz.pool().clone(), writer))
+                Ok(Change::new(tx, transaction_id, permit, record, authz.pool().clone(), writer))
             }
             Err(refusal) => {
                 // Given back first: who waits for the record must not hold what others wait for.
@@ -314,6 +314,28 @@ impl Template {
         })
     }
 
+    /// The record of a "no": shortened rather than refused, or whoever sends long texts could try unseen.
+    // INVARIANT: a denial is recorded whatever the caller sends (held by the test `denial_is_recorded_however_long_its_texts_are`).
+    fn denial(&self, action: &str, mut detail: Value, refusal: Option<String>) -> Result<Line, Error> {
+        if let (Value::Object(object), Some(refusal)) = (&mut detail, refusal) {
+            object.insert("refusal".to_owned(), json!(refusal));
+        }
+        let detail = line::redacted(self.redact.as_ref(), action, detail);
+        let optional = |given: &Option<String>| given.as_deref().map(line::text_in_any_case);
+        Ok(Line {
+            service: optional(&self.service),
+            actor: self.user.to_string(),
+            action: line::text_in_any_case(action),
+            outcome: Outcome::Denied,
+            target: optional(&self.target),
+            detail: line::detail_in_any_case(&detail)?,
+            request_id: optional(&self.request_id),
+            decision: None,
+            revision: None,
+            operation_id: None,
+        })
+    }
+
     /// Whether it can be recorded.
     fn check(&self) -> Result<(), Error> {
         self.undecided("", Outcome::Started, self.detail.clone()).map(|_| ())
@@ -329,19 +351,15 @@ impl Template {
                         line::json_text(&Verdict::Deny { reason: denied.reason, revision: denied.revision })
                     }
                 };
-                let line = self.undecided(denied.action.as_str(), Outcome::Denied, self.detail.clone());
+                let line = self.denial(denied.action.as_str(), self.detail.clone(), None);
                 decision.and_then(|decision| {
                     let actor = denied.user.to_string();
                     Ok(Line { actor, decision: Some(decision), revision: Some(denied.revision.0), ..line? })
                 })
             }
             Refusal::NotAResource { action, .. } => {
-                let mut detail = self.detail.clone();
-                if let Value::Object(object) = &mut detail {
-                    let text = line::shorten(&refusal.to_string(), line::TEXT_LIMIT);
-                    object.insert("refusal".to_owned(), json!(text));
-                }
-                self.undecided(action.as_str(), Outcome::Denied, detail)
+                let text = line::shorten(&refusal.to_string(), line::TEXT_LIMIT);
+                self.denial(action.as_str(), self.detail.clone(), Some(text))
             }
             _ => return refusal,
         };

@@ -276,8 +276,8 @@ impl Query {
         let rows = sqlx::query_as!(
             EntryRow,
             r#"
-            select audit_id, recorded_at, service, actor, action, outcome, target, detail, request_id, decision, revision,
-                   operation_id, database_user, transaction_id::text as "transaction_id!"
+            select audit_id, recorded_at, service, actor, action, outcome, target, detail::text as "detail!", request_id,
+                   decision::text, revision, operation_id, database_user, transaction_id::text as "transaction_id!"
             from authz.audit_log
             where audit_id > $1 and audit_id <= $2 and transaction_id < ($3::text)::xid8
               and (transaction_id, audit_id) > (($4::text)::xid8, $5::bigint)
@@ -325,8 +325,8 @@ impl Query {
         let rows = sqlx::query_as!(
             EntryRow,
             r#"
-            select audit_id, recorded_at, service, actor, action, outcome, target, detail, request_id, decision, revision,
-                   operation_id, database_user, transaction_id::text as "transaction_id!"
+            select audit_id, recorded_at, service, actor, action, outcome, target, detail::text as "detail!", request_id,
+                   decision::text, revision, operation_id, database_user, transaction_id::text as "transaction_id!"
             from authz.audit_log
             where audit_id > $1 and audit_id <= $2 and transaction_id < ($3::text)::xid8
               and (transaction_id, audit_id) < (($4::text)::xid8, $5::bigint)

@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[must_use = "a change that is dropped is rolled back"]
 pub struct Change<A> {
     tx: Option<Transaction<'static, Postgres>>,
+    /// Of the database's, as text.
+    transaction_id: String,
     permit: Permit<A>,
     record: Template,
     pool: PgPool,
@@ -44,30 +46,32 @@ pub(super) async fn act_as<A>(
     Ok(audit::act_as(connection, &actor).await?)
 }
 
-/// A transaction whose commit is durable.
-pub(super) async fn begin(authz: &Authz) -> Result<Transaction<'static, Postgres>, Refusal> {
+/// A transaction whose commit is durable, and its number.
+pub(super) async fn begin(authz: &Authz) -> Result<(Transaction<'static, Postgres>, String), Refusal> {
     let mut tx = crate::begin(authz.pool()).await.map_err(Error::from)?;
-    sqlx::query!(
+    let begun = sqlx::query!(
         r#"
         select case when current_setting('synchronous_commit') = 'off'
-                    then set_config('synchronous_commit', 'on', true) end as setting
+                    then set_config('synchronous_commit', 'on', true) end as setting,
+               pg_current_xact_id()::text as "transaction_id!"
         "#
     )
     .fetch_one(&mut *tx)
     .await
     .map_err(Error::from)?;
-    Ok(tx)
+    Ok((tx, begun.transaction_id))
 }
 
 impl<A> Change<A> {
     pub(super) fn new(
         tx: Transaction<'static, Postgres>,
+        transaction_id: String,
         permit: Permit<A>,
         record: Template,
         pool: PgPool,
         writer: Writer,
     ) -> Self {
-        Self { tx: Some(tx), permit, record, pool, writer }
+        Self { tx: Some(tx), transaction_id, permit, record, pool, writer }
     }
 
     /// Proof that the user may do it, for the functions that demand one.
@@ -98,13 +102,21 @@ impl<A> Change<A> {
         // INVARIANT: what was given up is not recorded as done (held by `step_that_was_given_up_takes_its_operation_along`).
         let written = match self.record.line(Outcome::Succeeded, &self.permit) {
             Ok(_) if !self.parts().1.is_in_transaction() => Err(given_up()),
-            Ok(line) => audit::write(self.parts().1, &line).await,
+            Ok(line) => {
+                // Nor what a `commit` or `rollback` of the caller's ended, which nobody but the server knows of.
+                let transaction_id = self.transaction_id.clone();
+                match audit::write_within(self.parts().1, &line, &transaction_id).await {
+                    Ok(None) => Err(ended()),
+                    Ok(Some(written)) => Ok(written),
+                    Err(error) => Err(error),
+                }
+            }
             Err(error) => Err(error),
         };
         let written = match written {
             Ok(written) => written,
             Err(error) => {
-                self.end(&error.to_string(), &error).await;
+                self.end("it could not be recorded as done", &Whole(&error)).await;
                 return Err(OperationError::RolledBack(error));
             }
         };
@@ -114,7 +126,7 @@ impl<A> Change<A> {
             Some("committed") => Ok(written.audit_id),
             Some("aborted") => {
                 let error = Error::from(error);
-                self.tell("the commit failed", &error).await;
+                self.tell("the commit failed", &Whole(&error)).await;
                 Err(OperationError::RolledBack(error))
             }
             _ => Err(OperationError::Unknown(error.into())),
@@ -191,6 +203,26 @@ async fn wait_for(told: Option<oneshot::Receiver<Answer>>) {
     if let Some(told) = told {
         let _ = tokio::time::timeout(PATIENCE, told).await;
     }
+}
+
+/// An error with all that caused it.
+struct Whole<'e>(&'e Error);
+
+impl Display for Whole<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let causes = std::iter::successors(Some(self.0 as &dyn std::error::Error), |error| error.source());
+        for (depth, cause) in causes.enumerate() {
+            let text = cause.to_string();
+            write!(f, "{}{text}", if depth == 0 { "" } else { ": " })?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a transaction that somebody else ended is not called done.
+fn ended() -> Error {
+    let why = "the work ended the transaction by SQL of its own, a `commit` or `rollback`; what it did before that may be done";
+    Error::Database(sqlx::Error::Protocol(why.to_owned()))
 }
 
 /// Why a transaction that is none any more is not committed.
