@@ -15,6 +15,8 @@
 //!
 //! - A permit travels in the request's extensions, which exist in this process only: nothing that a client sends
 //!   gets there. Whoever can put one there has been given it by this crate.
+//! - A gate records nothing: what it refuses is in no audit trail. Where a denial must be, ask the gate for the [user](Gate::user)
+//!   alone, have an [operation](Authz::operation) decide, which records a denial, and let the gate [answer](Gate::refused) it.
 //! - No method is special. A browser's preflight (`OPTIONS`) has no user and would get a 401, so a CORS layer
 //!   belongs outside the gate; so does what finds out the user, if the gate only reads its result.
 
@@ -183,7 +185,11 @@ impl Gate {
         self.ask(question, &user).await
     }
 
-    fn user(&self, parts: &Parts) -> Result<Principal, Rejection> {
+    /// Who asks, undecided: for an [operation](Authz::operation), which decides and records what it decides.
+    ///
+    /// # Errors
+    /// The answer to give instead.
+    pub fn user(&self, parts: &Parts) -> Result<Principal, Rejection> {
         match (self.inner.user)(parts) {
             Ok(Some(user)) => Ok(user),
             Ok(None) => Err(Rejection(Answer::NoUser { challenge: self.inner.challenge.clone() })),
@@ -215,7 +221,9 @@ impl Gate {
         }
     }
 
-    fn refused(&self, refusal: Refusal) -> Rejection {
+    /// The answer to give where an operation was refused.
+    #[must_use]
+    pub fn refused(&self, refusal: Refusal) -> Rejection {
         Rejection(match refusal {
             Refusal::Denied(denied) => {
                 tracing::debug!(user = %denied.user, action = %denied.action, reason = %denied.reason, "denied");

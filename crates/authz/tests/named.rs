@@ -131,15 +131,15 @@ async fn nothing_is_given_to_whom_somebody_deletes_meanwhile() {
         for deleted_first in [true, false] {
             let (_database, pool) = support::database().await;
             world(&pool).await;
-            let (deleted, changed) = if deleted_first {
+            let (deleted, given) = if deleted_first {
                 one_after_the_other(&pool, delete, change).await
             } else {
-                let (changed, deleted) = one_after_the_other(&pool, change, delete).await;
-                (deleted, changed)
+                let (given, deleted) = one_after_the_other(&pool, change, delete).await;
+                (deleted, given)
             };
             deleted.unwrap();
-            assert_eq!(changed.is_err(), deleted_first, "{name}");
-            if let Err(error) = changed {
+            assert_eq!(given.is_err(), deleted_first, "{name}");
+            if let Err(error) = given {
                 assert!(matches!(error, Error::UnknownUser(_) | Error::UnknownGroup(_)), "{name}: {error}");
             }
             assert_eq!(left_over(&pool).await, 0, "{name}");

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
+use authz::audit::operation::OperationError;
 use authz::grant::{self, Grant};
 use authz::web::{Authorized, Gate, Rejection};
 use authz::{Authz, On, Permit, Sub, UserName, action, user};
@@ -89,6 +90,27 @@ where
     let (parts, body) = service.oneshot(request).await.unwrap().into_parts();
     let body = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
     Answer { status: parts.status, headers: parts.headers, body }
+}
+
+#[tokio::test]
+async fn operation_behind_a_gate_records_who_may_not() {
+    let (_database, pool) = world().await;
+    let (gate, authz) = (gate(&pool), Authz::new(pool.clone()).service("dashboard"));
+    let handler = async move |parts: Parts| {
+        let user = gate.user(&parts)?;
+        match authz.operation::<QueueRead>(&user).run(async |_| Ok::<_, Infallible>("seen")).await {
+            Ok(seen) => Ok(seen),
+            Err(OperationError::Refused(refusal)) => Err(gate.refused(refusal)),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    for (user, status) in [(Some(ADA), 200), (Some(BOB), 403), (None, 401)] {
+        let (parts, _) = request("/queue", user).into_parts();
+        let answer = handler(parts).await.map_or_else(|rejection| rejection.status(), |_| StatusCode::OK);
+        assert_eq!(answer.as_u16(), status, "{user:?}");
+    }
+    let denied = "select actor from authz.audit_log where outcome = 'denied'";
+    assert_eq!(sqlx::query_scalar::<_, String>(denied).fetch_all(&pool).await.unwrap(), [BOB]);
 }
 
 /// The same action behind the layer and behind the extractor, which must answer alike.
