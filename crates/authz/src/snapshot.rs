@@ -64,6 +64,7 @@ mod clock;
 mod confirm;
 pub(crate) mod copy;
 mod follow;
+mod lend;
 mod listen;
 mod load;
 mod model;
@@ -80,6 +81,7 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 
+pub use self::lend::{Lend, Lending, Loan};
 pub use self::state::Size;
 
 use self::refresher::Refresher;

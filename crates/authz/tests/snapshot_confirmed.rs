@@ -213,3 +213,63 @@ async fn permits_are_of_the_question_and_name_the_user() {
     assert!(matches!(no_resource, Err(Refusal::NotAResource { .. })));
     let _: Result<authz::Permit<On<Look>>, _> = no_resource;
 }
+
+/// As inside a handler of axum, whose futures go from thread to thread: that this compiles is half of the test.
+#[tokio::test]
+async fn everything_can_be_asked_in_a_task_on_whatever_the_caller_has() {
+    let (_database, pool) = database().await;
+    run(&pool, WORLD).await;
+    let snapshot = asleep().start(pool.clone()).await.unwrap();
+    let (shared, transactions) = (snapshot.clone(), pool.clone());
+    let in_transaction = tokio::spawn(async move {
+        let (pool, snapshot, ada, a) = (transactions, shared, user("ada"), action("a"));
+        let mut tx = authz::begin(&pool).await?;
+        // Nobody else sees it, and what the snapshot has would allow.
+        sqlx::query("delete from authz.user_actions where user_id = 1").execute(&mut *tx).await?;
+        let mut verdicts = vec![
+            snapshot.check_confirmed(&mut *tx, &ada, &a).await?,
+            snapshot.check_confirmed(&mut tx, &ada, &a).await?,
+        ];
+        let questions = [(ada.clone(), a.clone())];
+        verdicts.extend(snapshot.check_many_confirmed(&mut *tx, &questions).await?);
+        verdicts.extend(snapshot.check_many_confirmed(&mut tx, &questions).await?);
+        let refused = [
+            snapshot.authorize_confirmed::<Look>(&mut *tx, &ada).await.is_err(),
+            snapshot.authorize_confirmed::<Look>(&mut tx, &ada).await.is_err(),
+            snapshot.authorize_on_confirmed::<Look>(&mut *tx, &ada, "web").await.is_err(),
+            snapshot.authorize_on_confirmed::<Look>(&mut tx, &ada, "web").await.is_err(),
+            snapshot.authorize_named_confirmed(&mut *tx, &ada, &a).await.is_err(),
+            snapshot.authorize_named_confirmed(&mut tx, &ada, &a).await.is_err(),
+        ];
+        tx.rollback().await?;
+        Ok::<_, Error>((verdicts, refused))
+    });
+    let (verdicts, refused) = in_transaction.await.unwrap().unwrap();
+    assert_eq!((verdicts.len(), refused), (4, [true; 6]));
+    assert!(!verdicts.iter().any(Verdict::is_allow), "{verdicts:?}");
+
+    let on_connection = tokio::spawn(async move {
+        let (ada, a) = (user("ada"), action("a"));
+        let mut lent = pool.acquire().await?;
+        let mut verdicts = vec![
+            snapshot.check_confirmed(&pool, &ada, &a).await?,
+            snapshot.check_confirmed(&mut lent, &ada, &a).await?,
+            snapshot.check_confirmed(&mut *lent, &ada, &a).await?,
+        ];
+        let questions = [(ada.clone(), a.clone())];
+        verdicts.extend(snapshot.check_many_confirmed(&pool, &questions).await?);
+        verdicts.extend(snapshot.check_many_confirmed(&mut lent, &questions).await?);
+        let permitted = [
+            snapshot.authorize_confirmed::<Look>(&pool, &ada).await.is_ok(),
+            snapshot.authorize_confirmed::<Look>(&mut lent, &ada).await.is_ok(),
+            snapshot.authorize_on_confirmed::<Look>(&pool, &ada, "web").await.is_ok(),
+            snapshot.authorize_on_confirmed::<Look>(&mut lent, &ada, "web").await.is_ok(),
+            snapshot.authorize_named_confirmed(&pool, &ada, &a).await.is_ok(),
+            snapshot.authorize_named_confirmed(&mut lent, &ada, &a).await.is_ok(),
+        ];
+        Ok::<_, Error>((verdicts, permitted))
+    });
+    let (verdicts, permitted) = on_connection.await.unwrap().unwrap();
+    assert_eq!((verdicts.len(), permitted), (5, [true; 6]));
+    assert!(verdicts.iter().all(Verdict::is_allow), "{verdicts:?}");
+}

@@ -3,9 +3,10 @@
 
 use std::sync::Arc;
 
-use sqlx::{Acquire, PgConnection, Postgres};
+use sqlx::PgConnection;
 
 use super::Snapshot;
+use super::lend::Lend;
 use super::poll::Mark;
 use super::state::State;
 use crate::decision::{Decision, Revision, Verdict};
@@ -73,12 +74,12 @@ impl Snapshot {
     /// caller cannot tell, and must not go on.
     pub async fn check_confirmed<'c, 'u>(
         &self,
-        connection: impl Acquire<'c, Database = Postgres>,
+        connection: impl Lend<'c>,
         user: impl Into<UserKey<'u>>,
         action: &ActionName,
     ) -> Result<Verdict, Error> {
         let user = user.into();
-        let mut connection = connection.acquire().await?;
+        let mut connection = connection.lend().await?;
         Ok(match self.ask_confirmed(&mut connection, user, action).await? {
             Confirmed::Here(verdict, _) => verdict,
             Confirmed::There(decision, _) => decision.verdict(),
@@ -92,10 +93,10 @@ impl Snapshot {
     /// As [`check_confirmed`](Self::check_confirmed): none of the questions is answered then.
     pub async fn check_many_confirmed<'c>(
         &self,
-        connection: impl Acquire<'c, Database = Postgres>,
+        connection: impl Lend<'c>,
         questions: &[(UserName, ActionName)],
     ) -> Result<Vec<Verdict>, Error> {
-        let mut connection = connection.acquire().await?;
+        let mut connection = connection.lend().await?;
         if let Some((seen, state)) = self.confirm(&mut connection).await? {
             return questions
                 .iter()
@@ -116,11 +117,11 @@ impl Snapshot {
     /// [`Refusal::Denied`] if the user may not, [`Refusal::Undecided`] if nobody can tell.
     pub async fn authorize_confirmed<'c, 'u, A: Action>(
         &self,
-        connection: impl Acquire<'c, Database = Postgres>,
+        connection: impl Lend<'c>,
         user: impl Into<UserKey<'u>>,
     ) -> Result<Permit<A>, Refusal> {
         let user = user.into();
-        let mut connection = connection.acquire().await.map_err(Error::from)?;
+        let mut connection = connection.lend().await.map_err(Error::from)?;
         self.permit_confirmed(Question::about(), &mut connection, user).await
     }
 
@@ -130,12 +131,12 @@ impl Snapshot {
     /// As [`authorize_confirmed`](Self::authorize_confirmed), and [`Refusal::NotAResource`].
     pub async fn authorize_on_confirmed<'c, 'u, A: Action>(
         &self,
-        connection: impl Acquire<'c, Database = Postgres>,
+        connection: impl Lend<'c>,
         user: impl Into<UserKey<'u>>,
         resource: &str,
     ) -> Result<Permit<On<A>>, Refusal> {
         let (user, question) = (user.into(), Question::on(resource)?);
-        let mut connection = connection.acquire().await.map_err(Error::from)?;
+        let mut connection = connection.lend().await.map_err(Error::from)?;
         self.permit_confirmed(question, &mut connection, user).await
     }
 
@@ -145,12 +146,12 @@ impl Snapshot {
     /// As [`authorize_confirmed`](Self::authorize_confirmed).
     pub async fn authorize_named_confirmed<'c, 'u>(
         &self,
-        connection: impl Acquire<'c, Database = Postgres>,
+        connection: impl Lend<'c>,
         user: impl Into<UserKey<'u>>,
         action: &ActionName,
     ) -> Result<Permit<Named>, Refusal> {
         let (user, question) = (user.into(), Question::named(action));
-        let mut connection = connection.acquire().await.map_err(Error::from)?;
+        let mut connection = connection.lend().await.map_err(Error::from)?;
         self.permit_confirmed(question, &mut connection, user).await
     }
 }
