@@ -9,6 +9,7 @@ mod batch;
 pub(crate) mod era;
 pub mod history;
 pub(crate) mod line;
+mod link;
 mod open;
 pub mod operation;
 pub mod query;

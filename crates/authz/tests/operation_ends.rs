@@ -412,6 +412,56 @@ async fn service_that_shuts_down_waits_for_its_operations_and_leaves_no_owner() 
     assert_eq!(owners, 0);
 }
 
+/// Ends every other session of the database, and waits until they are gone.
+async fn end_sessions(other: &mut PgConnection) {
+    sqlx::query(
+        "select pg_terminate_backend(pid, 10000) from pg_stat_activity
+         where datname = current_database() and pid <> pg_backend_pid()",
+    )
+    .execute(other)
+    .await
+    .unwrap();
+}
+
+/// On the clock that idle times are taken by.
+async fn be_idle() {
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(2)).await;
+    tokio::time::resume();
+}
+
+#[tokio::test]
+async fn session_that_ended_while_nobody_wrote_costs_no_record() {
+    let (database, pool) = world().await;
+    user::create(&pool, &u("bob"), "Bob", &admin()).await.unwrap();
+    let mut other = PgConnection::connect(database.url()).await.unwrap();
+    let authz = service(&pool);
+    let run =
+        async |name| authz.operation::<WorkersScale>(&u(name)).run(async |_| Ok::<_, Infallible>(())).await;
+    assert!(run("bob").await.is_err());
+    end_sessions(&mut other).await;
+    be_idle().await;
+    assert!(run("bob").await.is_err());
+    assert_eq!(outcomes(&pool).await, [Outcome::Denied; 2]);
+    end_sessions(&mut other).await;
+    be_idle().await;
+    run("ada").await.unwrap();
+}
+
+#[tokio::test]
+async fn restart_while_nobody_wrote_costs_no_record() {
+    let mut server = testdb::Server::start().await.unwrap();
+    let pool = PgPool::connect(&server.url("postgres")).await.unwrap();
+    authz::migrate(&pool).await.unwrap();
+    let (writer, who) = (Writer::start(pool), admin());
+    let record = audit::Record::new("workers.scale", Outcome::Denied);
+    writer.record(&who, &record).await.unwrap();
+    server.kill().unwrap();
+    server.restart().await.unwrap();
+    be_idle().await;
+    writer.record(&who, &record).await.unwrap();
+}
+
 #[tokio::test]
 async fn end_is_recorded_once_although_the_connection_was_lost() {
     let (database, pool) = world().await;

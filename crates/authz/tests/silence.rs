@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use authz::audit::operation::OperationError;
 use authz::audit::retention::prune;
-use authz::audit::{Sealer, seal};
+use authz::audit::{Outcome, Record, Sealer, Writer, seal};
 use authz::grant::{Grant, to_user};
 use authz::{Authz, action as actions, user as users};
 use sqlx::PgPool;
@@ -131,6 +131,30 @@ async fn change_that_fails_ends_though_the_database_is_silent() {
     assert!(matches!(done, Err(OperationError::Failed("it does not work"))), "{done:?}");
     ends("the end of the service", authz.shutdown()).await;
     ends("the end of its pool", way.pool.close()).await;
+}
+
+#[tokio::test]
+async fn record_is_written_though_the_connection_of_the_writer_fell_silent() {
+    let (database, _pool) = database().await;
+    let way = Way::open(&database).await;
+    let (writer, who) = (Writer::start(way.pool.clone()), admin());
+    let record = Record::new("workers.scale", Outcome::Denied);
+    let first = writer.record(&who, &record).await.unwrap();
+    // The connections that there are; those to come are served.
+    way.silent.send_replace(true);
+    tokio::task::yield_now().await;
+    way.silent.send_replace(false);
+    let skip = async |seconds| {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(seconds)).await;
+        tokio::time::resume();
+    };
+    skip(2).await;
+    let mut writing = Box::pin(writer.record(&who, &record));
+    // It is asked by then whether it is alive; were it not yet, the wait would be one of some seconds.
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut writing).await.is_err());
+    skip(6).await;
+    assert_eq!(writing.await.unwrap(), first + 1, "nothing was sent twice");
 }
 
 #[tokio::test]

@@ -2,23 +2,21 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::{Connection, PgConnection, PgPool};
+use sqlx::PgPool;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use super::line::Line;
+use super::link::{Link, is_refusal, is_unacceptable};
 use super::open::Open;
-use super::{Actor, Record, batch, era, sweep};
+use super::{Actor, Record, batch, sweep};
 use crate::error::Error;
 
 /// At most so many records share a commit.
 const MOST: usize = 1024;
-/// The database must answer within this time.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// A batch waits at most so long for those who are about to join it.
 const GATHER: Duration = Duration::from_millis(5);
 /// How often an owner of operations renews its lease, and tries again to write what it could not.
@@ -92,10 +90,9 @@ impl Writer {
     pub fn start(pool: PgPool) -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
         let task = Task {
-            pool,
             sender: sender.downgrade(),
             receiver,
-            connection: None,
+            link: Link::new(pool),
             owner: None,
             doubtful: Vec::new(),
             unwritten: VecDeque::new(),
@@ -184,11 +181,10 @@ struct Owner {
 }
 
 struct Task {
-    pool: PgPool,
     /// For those who have to tell the end of an operation.
     sender: mpsc::WeakUnboundedSender<Message>,
     receiver: mpsc::UnboundedReceiver<Message>,
-    connection: Option<PgConnection>,
+    link: Link,
     /// From the first operation on.
     owner: Option<Owner>,
     /// Starts of which nobody knows whether they are in the trail, by owner and number, and since when.
@@ -281,7 +277,7 @@ impl Task {
         let starts = lines.iter().any(|(_, kind)| *kind == Kind::Start);
         let ends = lines.iter().any(|(line, _)| line.operation_id.is_some());
         if !starts && !ends {
-            let written = self.on_connection(async |c| match lines {
+            let written = self.link.work(async |c| match lines {
                 [(line, _)] => batch::insert_one(c, line).await.map(|audit_id| vec![audit_id]),
                 lines => batch::insert(c, lines.iter().map(|(line, _)| *line)).await,
             });
@@ -299,7 +295,8 @@ impl Task {
             })
             .collect();
         let written = self
-            .on_connection(async |c| {
+            .link
+            .work(async |c| {
                 batch::insert_operations(c, lines.iter().map(|(line, _)| *line), &numbers, owner_id).await
             })
             .await;
@@ -317,7 +314,7 @@ impl Task {
         if let Some(owner) = &self.owner {
             return Ok(owner.owner_id);
         }
-        let owner_id = self.on_connection(async |c| batch::new_owner(c, LEASE.as_secs_f64()).await).await?;
+        let owner_id = self.link.work(async |c| batch::new_owner(c, LEASE.as_secs_f64()).await).await?;
         self.owner = Some(Owner { owner_id, number: 0 });
         Ok(owner_id)
     }
@@ -363,9 +360,9 @@ impl Task {
         while let Some(order) = self.unwritten.pop_front() {
             let line = &order.line;
             let written = if line.operation_id.is_some() {
-                self.on_connection(async |c| batch::insert_end_once(c, line).await.map(|id| vec![id])).await
+                self.link.work(async |c| batch::insert_end_once(c, line).await.map(|id| vec![id])).await
             } else {
-                self.on_connection(async |c| batch::insert(c, std::iter::once(line)).await).await
+                self.link.work(async |c| batch::insert(c, std::iter::once(line)).await).await
             };
             match written {
                 Ok(ids) => self.answer(vec![order], &ids),
@@ -386,7 +383,7 @@ impl Task {
     async fn tend(&mut self) {
         self.write_ends().await;
         if let Some(Owner { owner_id, .. }) = self.owner {
-            match self.on_connection(async |c| batch::renew(c, owner_id, LEASE.as_secs_f64()).await).await {
+            match self.link.work(async |c| batch::renew(c, owner_id, LEASE.as_secs_f64()).await).await {
                 Ok(true) => {}
                 // Taken for gone and cleared away: what begins from now on has a new owner.
                 Ok(false) => self.owner = None,
@@ -403,7 +400,7 @@ impl Task {
         self.clear_doubts().await;
         if self.swept.elapsed() >= SWEEP_EVERY {
             self.swept = Instant::now();
-            match self.on_connection(async |c| sql(sweep::sweep(c, SWEEP_EVERY).await)).await {
+            match self.link.work(async |c| sql(sweep::sweep(c, SWEEP_EVERY).await)).await {
                 Ok(0) => {}
                 Ok(swept) => tracing::warn!(swept, "operations of processes that are gone were abandoned"),
                 Err(error) => tracing::warn!(
@@ -420,8 +417,7 @@ impl Task {
         for owner_id in owners {
             let numbers: Vec<_> =
                 self.doubtful.iter().filter(|doubt| doubt.0 == owner_id).map(|doubt| doubt.1).collect();
-            let disowned =
-                self.on_connection(async |c| sql(sweep::disown(c, owner_id, &numbers).await)).await;
+            let disowned = self.link.work(async |c| sql(sweep::disown(c, owner_id, &numbers).await)).await;
             let disowned = disowned.unwrap_or_default();
             self.doubtful.retain(|(owner, number, since)| {
                 since.elapsed() < DOUBT && (*owner != owner_id || !disowned.contains(number))
@@ -446,58 +442,10 @@ impl Task {
             );
         }
         if let Some(Owner { owner_id, .. }) = self.owner {
-            let _ = self.on_connection(async |c| batch::retire(c, owner_id).await).await;
+            let _ = self.link.work(async |c| batch::retire(c, owner_id).await).await;
         }
-        if let Some(connection) = self.connection.take() {
-            let _ = tokio::time::timeout(PATIENCE, connection.close()).await;
-        }
+        self.link.close().await;
     }
-
-    /// Works on the connection, made if need be. One on which anything but a refusal happened is closed.
-    async fn on_connection<T>(
-        &mut self,
-        work: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
-    ) -> Result<T, sqlx::Error> {
-        let mut connection = if let Some(connection) = self.connection.take() {
-            connection
-        } else {
-            let connecting = async {
-                let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
-                batch::prepare(&mut connection).await?;
-                era::note(&mut connection).await?;
-                Ok(connection)
-            };
-            within(connecting).await?
-        };
-        let done = within(work(&mut connection)).await;
-        match &done {
-            Err(error) if !is_refusal(error) => {}
-            _ => self.connection = Some(connection),
-        }
-        done
-    }
-}
-
-/// A server that takes no notice must not hold all callers for ever.
-async fn within<T>(work: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
-    tokio::time::timeout(PATIENCE, work)
-        .await
-        .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
-}
-
-/// Whether the server has answered that the statement did nothing. Class 57 (a shutdown, a cancelled wait for a
-/// standby) leaves that open, 08 is the connection's own.
-fn is_refusal(error: &sqlx::Error) -> bool {
-    code(error).is_some_and(|code| !code.starts_with("57") && !code.starts_with("08"))
-}
-
-/// Whether it is the record that the database does not take: class 22 data, 23 constraints.
-fn is_unacceptable(error: &sqlx::Error) -> bool {
-    code(error).is_some_and(|code| code.starts_with("22") || code.starts_with("23"))
-}
-
-fn code(error: &sqlx::Error) -> Option<String> {
-    error.as_database_error()?.code().map(std::borrow::Cow::into_owned)
 }
 
 fn sql<T>(done: Result<T, Error>) -> Result<T, sqlx::Error> {
