@@ -148,6 +148,15 @@ impl<'a> Field<'a> {
         value.try_into().map(|value| Some(i32::from_be_bytes(value))).map_err(|_| unreadable())
     }
 
+    /// A moment, in microseconds since 1970.
+    pub(crate) fn micros_or_null(self) -> Result<Option<i64>, Error> {
+        if self.0.is_none() {
+            return Ok(None);
+        }
+        // Postgres counts from 2000.
+        self.int8()?.checked_add(946_684_800_000_000).map(Some).ok_or_else(unreadable)
+    }
+
     pub(crate) fn text(self) -> Result<&'a str, Error> {
         self.text_or_null()?.ok_or_else(unreadable)
     }

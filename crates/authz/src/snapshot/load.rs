@@ -1,4 +1,4 @@
-//! The full load: the graph by queries, then the users and their memberships as two streams.
+//! The full load: the graph, the users and their memberships, each as a stream.
 
 use std::sync::Arc;
 
@@ -7,14 +7,39 @@ use sqlx::{Executor, PgConnection};
 
 use super::actions::Actions;
 use super::copy::{Field, Rows};
-use super::model::{Model, Node, end_of};
+use super::model::{Model, Node};
 use super::poll::Mark;
+use super::row::NEVER;
 use super::state::{Size, State};
 use super::users::{self, Builder, Nodes, Unfit};
 use crate::decision::Revision;
 use crate::error::Error;
 use crate::name::MAX_SUB_BYTES;
 
+/// Everything but users and memberships, for in a small organisation a load is little more than its round trips.
+///
+/// Where the server gives it in this order, as it does unless it reads with several processes, holders of one grant get
+/// numbers near each other, and few rows are as long as the nodes are many, as users come after groups. What is read does not depend on it.
+const GRAPH: &str = "copy (
+        select 1 as kind, e.child_group_id as id, array_agg(e.parent_group_id) as ids,
+               null::text as action_name, null::timestamptz as expires_at
+        from authz.group_groups e group by e.child_group_id
+        union all
+        select 2, gd.group_id, array_agg(gd.directory_id::bigint), null, null
+        from authz.group_directories gd group by gd.group_id
+        union all
+        (select 3, ga.group_id, null, ga.action_name, ga.expires_at from authz.group_actions ga
+         order by ga.action_name collate \"C\")
+        union all
+        (select 4, ua.user_id, null, ua.action_name, ua.expires_at from authz.user_actions ua order by ua.user_id)
+        union all
+        select 5, g.group_id, null, null, null from authz.groups g
+        where g.status <> 'active' and g.group_id in (select ga.group_id from authz.group_actions ga)
+        union all
+        select 6, null, null, a.action_name, null from authz.actions a
+        union all
+        select 7, count(*), null, null, null from authz.groups g where g.status <> 'deleted'
+    ) to stdout (format binary)";
 /// The users by themselves: a join would have the server hash all of them.
 const USERS: &str = "copy (
         select u.user_id, u.status, u.directory_id, u.user_name, null::text from authz.users u where u.status <> 'deleted'
@@ -23,8 +48,8 @@ const USERS: &str = "copy (
 const USERS_AND_SUBS: &str = "copy (
         select u.user_id, u.status, u.directory_id, u.user_name, u.external_id from authz.users u where u.status <> 'deleted'
     ) to stdout (format binary)";
-/// One row per user, for a message each costs more than what is in it. The index `group_users_by_user` gives them in
-/// this order, so nothing is sorted and nothing is hashed.
+/// One row per user, for a message each costs more than what is in it. Of many users the index `group_users_by_user` gives
+/// them in this order, so nothing is sorted and nothing is hashed.
 const MEMBERSHIPS: &str = "copy (
         select gu.user_id, array_agg(gu.group_id) from authz.group_users gu group by gu.user_id order by gu.user_id
     ) to stdout (format binary)";
@@ -39,6 +64,8 @@ const RELEVANT_MEMBERSHIPS: &str = "copy (
         order by gu.user_id
     ) to stdout (format binary)";
 
+/// The memberships of so many users the server hashes and sorts in memory, which takes less than to follow an index.
+const FIT_IN_MEMORY: usize = 5_000;
 /// So many rows are taken in before other tasks have a turn.
 const ROWS_PER_TURN: usize = 512;
 
@@ -57,7 +84,8 @@ pub(super) async fn load(
     at: (Revision, Mark),
     by_sub: bool,
 ) -> Result<Loaded, Error> {
-    let (model, names) = graph(connection).await?;
+    let Graph { model, names, groups } = graph(connection).await?;
+    let most_are_relevant = model.groups() * 2 > groups;
     let model = Arc::new(model);
     // Rows are made while the users come in.
     let rows = tokio::task::spawn_blocking({
@@ -68,15 +96,7 @@ pub(super) async fn load(
             actions
         }
     });
-    let expected = sqlx::query!(
-        r#"select (select count(*) from authz.users u where u.status <> 'deleted') as "users!",
-                  (select count(*) from authz.groups g where g.status <> 'deleted') as "groups!""#
-    )
-    .fetch_one(&mut *connection)
-    .await?;
-    let builder = Builder::new(usize::try_from(expected.users).unwrap_or(0), Nodes::of(model.nodes()));
-    let most_are_relevant = model.groups() * 2 > usize::try_from(expected.groups).unwrap_or(0);
-    let builder = stream(connection, &model, builder, by_sub, most_are_relevant).await?;
+    let builder = stream(connection, &model, by_sub, most_are_relevant).await?;
     let actions = rows.await.map_err(ended)?;
     let users = tokio::task::spawn_blocking(|| builder.finish())
         .await
@@ -108,81 +128,67 @@ pub(super) fn state(
     State { revision, mark, users, actions, size }
 }
 
-/// Everything but users and memberships, and the names of the actions.
-async fn graph(connection: &mut PgConnection) -> Result<(Model, Vec<Arc<str>>), Error> {
-    let mut model = Model::default();
-    let mut new = Vec::new();
-    let edges = sqlx::query!(
-        r#"select e.child_group_id, array_agg(e.parent_group_id) as "parents!"
-           from authz.group_groups e group by e.child_group_id"#
-    )
-    .fetch_all(&mut *connection)
+/// What [`GRAPH`] gives.
+#[derive(Default)]
+struct Graph {
+    model: Model,
+    /// Of the actions.
+    names: Vec<Arc<str>>,
+    /// How many there are, also those that no grant reaches.
+    groups: usize,
+}
+
+async fn graph(connection: &mut PgConnection) -> Result<Graph, Error> {
+    let Graph { mut model, mut names, mut groups } = Graph::default();
+    let (mut new, mut deleted) = (Vec::new(), Vec::new());
+    rows(connection, GRAPH, |[kind, id, ids, name, end]| {
+        match kind.int4_or_null()? {
+            Some(1) => {
+                model.set_parents(id.int8()?, ids.int8s()?.collect(), &mut new);
+            }
+            Some(2) => {
+                let directories = ids.int8s()?.filter_map(|id| i32::try_from(id).ok());
+                model.set_directories(id.int8()?, directories.collect(), &mut new);
+            }
+            Some(3) => model.grant(Node::Group(id.int8()?), name.text()?, end_in(end)?, &mut new),
+            Some(4) => model.grant(Node::User(id.int8()?), name.text()?, end_in(end)?, &mut new),
+            Some(5) => deleted.push(id.int8()?),
+            Some(6) => names.push(name.text()?.into()),
+            _ => groups = usize::try_from(id.int8()?).unwrap_or(0),
+        }
+        Ok(())
+    })
     .await?;
-    for edge in edges {
-        model.set_parents(edge.child_group_id, edge.parents, &mut new);
-    }
-    let everyone = sqlx::query!(
-        r#"select gd.group_id, array_agg(gd.directory_id) as "directories!"
-           from authz.group_directories gd group by gd.group_id"#
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    for row in everyone {
-        model.set_directories(row.group_id, row.directories, &mut new);
-    }
-    let mut grants = sqlx::query!(
-        "select ga.group_id, ga.action_name, ga.expires_at from authz.group_actions ga order by ga.action_name"
-    )
-    .fetch(&mut *connection);
-    while let Some(grant) = grants.try_next().await? {
-        model.grant(Node::Group(grant.group_id), &grant.action_name, end_of(grant.expires_at), &mut new);
-    }
-    drop(grants);
-    // Users after groups, so that few rows are as long as the nodes are many.
-    let mut grants = sqlx::query!(
-        "select ua.user_id, ua.action_name, ua.expires_at from authz.user_actions ua order by ua.user_id"
-    )
-    .fetch(&mut *connection);
-    while let Some(grant) = grants.try_next().await? {
-        model.grant(Node::User(grant.user_id), &grant.action_name, end_of(grant.expires_at), &mut new);
-    }
-    drop(grants);
-    let deleted = sqlx::query_scalar!(
-        "select g.group_id from authz.groups g
-         where g.status <> 'active' and g.group_id in (select ga.group_id from authz.group_actions ga)"
-    )
-    .fetch_all(&mut *connection)
-    .await?;
+    // After the grants, wherever the server put them: before, the model would not know the groups.
     for group in deleted {
         model.set_deleted(group, true);
     }
-    let names =
-        sqlx::query_scalar!("select a.action_name from authz.actions a").fetch_all(connection).await?;
     model.settle();
     model.link();
-    Ok((model, names.into_iter().map(Into::into).collect()))
+    Ok(Graph { model, names, groups })
+}
+
+/// The end of a grant as rows hold it.
+fn end_in(expires_at: Field<'_>) -> Result<i64, Error> {
+    Ok(expires_at.micros_or_null()?.unwrap_or(NEVER))
 }
 
 /// The users, then their memberships, both in the order of their ids.
 async fn stream(
     connection: &mut PgConnection,
     model: &Model,
-    mut builder: Builder,
     by_sub: bool,
     most_are_relevant: bool,
 ) -> Result<Builder, Error> {
-    // For this transaction only. Without them the planner prefers to hash and sort all memberships on disk.
-    connection
-        .execute(if most_are_relevant {
-            "set local enable_hashagg = off; set local enable_sort = off; set local jit = off"
-        } else {
-            "set local jit = off"
-        })
-        .await?;
     let mut people = People::default();
     let users = if by_sub { USERS_AND_SUBS } else { USERS };
     rows(connection, users, |row| people.push(row)).await?;
     people.sort();
+    if most_are_relevant && people.rows.len() > FIT_IN_MEMORY {
+        // For this transaction only. Without them the planner prefers to hash and sort all memberships on disk.
+        connection.execute("set local enable_hashagg = off; set local enable_sort = off").await?;
+    }
+    let mut builder = Builder::new(people.rows.len(), Nodes::of(model.nodes()));
     let mut waiting = people.iter().peekable();
     let mut nodes = Vec::new();
     let mut take = |person: Person<'_>, groups: &mut dyn Iterator<Item = i64>| {

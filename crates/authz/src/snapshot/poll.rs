@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sqlx::{Connection, Executor, PgConnection, Postgres, Transaction};
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
 
 use super::clock;
 use crate::decision::Revision;
@@ -48,13 +48,16 @@ pub(super) enum Reads {
     Permissions,
 }
 
-/// Holds the tables of the permissions before the transaction sees anything, and looks nothing up in schemas where others may
-/// create.
+const BEGIN: &str = "begin transaction isolation level repeatable read, read only";
+/// Also holds the tables of the permissions before the transaction sees anything, and looks nothing up in schemas where others
+/// may create, and compiles nothing. In one message: the statements of one are carried out one after the other.
 ///
 /// INVARIANT: permissions are read as of the revision. `truncate` takes rows away from a transaction that began to see before
 /// it, unless that holds the table (held by `readers_never_see_a_table_that_was_emptied_and_filled_again`).
-const HOLD: &str = "
+const BEGIN_AND_HOLD: &str = "
+    begin transaction isolation level repeatable read, read only;
     set local search_path = pg_catalog, pg_temp;
+    set local jit = off;
     lock table authz.users, authz.groups, authz.group_users, authz.group_groups, authz.group_directories,
                authz.group_ancestors, authz.actions, authz.user_actions, authz.group_actions in access share mode";
 
@@ -70,11 +73,11 @@ pub(super) async fn begin(
     let sent = clock::exact();
     let lag = lag(&mut *connection).await?;
     let (lag, lagging) = (lag.micros.saturating_mul(1_000), lag.server);
-    let mut transaction =
-        connection.begin_with("begin transaction isolation level repeatable read, read only").await?;
-    if reads == Reads::Permissions {
-        transaction.execute(HOLD).await?;
-    }
+    let begin = match reads {
+        Reads::Revision => BEGIN,
+        Reads::Permissions => BEGIN_AND_HOLD,
+    };
+    let mut transaction = connection.begin_with(begin).await?;
     // What the answer says of the time counts from here, so the database's clock is never taken to show less.
     let asked = clock::awake_or_asleep_micros();
     let row = sqlx::query!(
