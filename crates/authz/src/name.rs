@@ -419,10 +419,13 @@ impl ActionName {
     /// What a grant may be called to cover this action: itself, `*`, and each prefix with `.*`.
     pub(crate) fn covering(&self) -> Vec<String> {
         let below = self.0.match_indices('.').map(|(dot, _)| format!("{}.*", self.0.split_at(dot).0));
-        [self.0.to_string(), "*".to_owned()].into_iter().chain(below).collect()
+        [self.0.to_string(), EVERYTHING.to_owned()].into_iter().chain(below).collect()
     }
 }
 text_newtype!(ActionName);
+
+/// The pattern that covers every action.
+pub(crate) const EVERYTHING: &str = "*";
 
 /// What a grant names: an action, all actions below one (`workers.*`), or every action (`*`).
 ///
@@ -448,7 +451,7 @@ impl ActionPattern {
             return Err(NameError::TooLong { kind: "action", length: text.len(), limit: MAX_ACTION_BYTES });
         }
         let stem = text.strip_suffix(".*").unwrap_or(text);
-        if text == "*" || is_action(stem.as_bytes()) {
+        if text == EVERYTHING || is_action(stem.as_bytes()) {
             Ok(Self(Cow::Owned(text.to_owned())))
         } else {
             Err(NameError::Pattern { text: text.escape_debug().to_string() })

@@ -197,11 +197,19 @@ async fn pool_that_the_host_has_used_up_makes_it_stale() {
 
 #[tokio::test]
 async fn grant_ends_by_the_clock_of_the_database_without_a_change() {
+    for pattern in ["a", "*"] {
+        grant_ends_by_the_clock_of_the_database(pattern).await;
+    }
+}
+
+async fn grant_ends_by_the_clock_of_the_database(pattern: &str) {
     let (_database, pool) = database().await;
     run(&pool, WORLD).await;
     let ends: DateTime<Utc> = sqlx::query_scalar(
-        "update authz.user_actions set expires_at = clock_timestamp() + interval '700 ms' returning expires_at",
+        "update authz.user_actions set action_name = $1, expires_at = clock_timestamp() + interval '700 ms'
+         returning expires_at",
     )
+    .bind(pattern)
     .fetch_one(&pool)
     .await
     .unwrap();

@@ -10,11 +10,12 @@ use super::changes::Changes;
 use super::load::{Loaded, ended, state, suspended};
 use super::model::{Model, Node, end_of};
 use super::poll::Mark;
+use super::row::Row;
 use super::state::State;
 use super::users::{self, Key, NewUser, Unfit};
 use crate::decision::Revision;
 use crate::error::Error;
-use crate::name::{ActionName, ActionPattern, MAX_SUB_BYTES};
+use crate::name::{ActionName, ActionPattern, EVERYTHING, MAX_SUB_BYTES};
 
 /// What the rows have to be made anew for.
 #[derive(Debug, Default)]
@@ -68,7 +69,7 @@ pub(super) async fn follow(
         if affected.all || model.nodes() != nodes_before {
             model.link();
         }
-        let actions = actions(&model, &old.actions, &affected);
+        let rows = (actions(&model, &old.actions, &affected), everything(&model, &old, &affected));
         let users = if touched.is_empty() {
             old.users.clone()
         } else {
@@ -87,7 +88,7 @@ pub(super) async fn follow(
                 Err(Unfit) => return Ok(None),
             }
         };
-        let state = state(at, users, actions, &model);
+        let state = state(at, users, rows, &model);
         Ok(Some(Loaded { model, state }))
     })
     .await
@@ -321,10 +322,19 @@ async fn read_users(
     Ok(read)
 }
 
+/// The row of everything, made anew if it is affected.
+fn everything(model: &Model, old: &State, affected: &Affected) -> Option<Row> {
+    if affected.all || affected.patterns.contains(EVERYTHING) {
+        model.everything()
+    } else {
+        old.everything.clone()
+    }
+}
+
 /// The actions with the rows that are affected made anew.
 fn actions(model: &Model, old: &Arc<Actions>, affected: &Affected) -> Arc<Actions> {
     let nothing = !affected.all
-        && affected.patterns.is_empty()
+        && affected.patterns.iter().all(|pattern| **pattern == *EVERYTHING)
         && affected.registered.is_empty()
         && affected.unregistered.is_empty();
     if nothing {
@@ -337,7 +347,7 @@ fn actions(model: &Model, old: &Arc<Actions>, affected: &Affected) -> Arc<Action
     let wildcards: Vec<ActionPattern> = affected
         .patterns
         .iter()
-        .filter(|pattern| pattern.ends_with('*'))
+        .filter(|pattern| pattern.ends_with(".*"))
         .map(|pattern| ActionPattern::stored(pattern.to_string()))
         .collect();
     let is_affected = |name: &str| {

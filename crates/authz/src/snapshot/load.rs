@@ -9,7 +9,7 @@ use super::actions::Actions;
 use super::copy::{Field, Rows};
 use super::model::{Model, Node};
 use super::poll::Mark;
-use super::row::NEVER;
+use super::row::{NEVER, Row};
 use super::state::{Size, State};
 use super::users::{self, Builder, Nodes, Unfit};
 use crate::decision::Revision;
@@ -93,17 +93,17 @@ pub(super) async fn load(
         move || {
             let mut actions = Actions::default();
             model.rows(names.iter(), &mut actions);
-            actions
+            (Arc::new(actions), model.everything())
         }
     });
     let builder = stream(connection, &model, by_sub, most_are_relevant).await?;
-    let actions = rows.await.map_err(ended)?;
+    let rows = rows.await.map_err(ended)?;
     let users = tokio::task::spawn_blocking(|| builder.finish())
         .await
         .map_err(ended)?
         .map_err(|Unfit| Error::Unreadable { what: "one name of two users".to_owned() })?;
     let model = Arc::into_inner(model).ok_or(Error::SnapshotClosed)?;
-    let state = state(at, users, Arc::new(actions), &model);
+    let state = state(at, users, rows, &model);
     Ok(Loaded { model, state })
 }
 
@@ -116,16 +116,16 @@ pub(super) fn ended(_: tokio::task::JoinError) -> Error {
 pub(super) fn state(
     (revision, mark): (Revision, Mark),
     users: users::Users,
-    actions: Arc<Actions>,
+    (actions, everything): (Arc<Actions>, Option<Row>),
     model: &Model,
 ) -> State {
     let size = Size {
         users: users.count,
         groups: model.groups(),
         memberships: users.memberships,
-        bytes: users.bytes + actions.bytes() + model.bytes(),
+        bytes: users.bytes + actions.bytes() + everything.as_ref().map_or(0, Row::bytes) + model.bytes(),
     };
-    State { revision, mark, users, actions, size }
+    State { revision, mark, users, actions, everything, size }
 }
 
 /// What [`GRAPH`] gives.

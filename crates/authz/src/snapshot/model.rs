@@ -8,7 +8,7 @@ use foldhash::fast::RandomState;
 
 use super::actions::Actions;
 use super::row::{NEVER, Row};
-use crate::name::ActionName;
+use crate::name::{ActionName, EVERYTHING};
 
 /// So many nodes more than twice those of the last full load are one too many.
 const SPARE_NODES: u32 = 1_024;
@@ -266,14 +266,20 @@ impl Model {
         reached
     }
 
-    /// The rows of these actions, into `actions`.
+    /// The row that stands beside that of every action: of the grants of everything.
+    pub(super) fn everything(&self) -> Option<Row> {
+        let reached = self.closure(EVERYTHING, &mut Vec::new());
+        (!reached.is_empty()).then(|| Row::new(reached.into_iter()))
+    }
+
+    /// The rows of these actions, without the grants of everything, into `actions`.
     pub(super) fn rows<'a>(&self, names: impl Iterator<Item = &'a Arc<str>>, actions: &mut Actions) {
         let mut seen = Vec::new();
         let mut closures: HashMap<String, Vec<(u32, i64)>> = HashMap::new();
         let mut shared: HashMap<Vec<String>, Row> = HashMap::new();
         for name in names {
             let mut patterns = ActionName::stored(name.to_string()).covering();
-            patterns.retain(|pattern| self.grants.contains_key(&**pattern));
+            patterns.retain(|pattern| pattern != EVERYTHING && self.grants.contains_key(&**pattern));
             // Actions that the same patterns cover share one row: resources below one wildcard cost next to nothing.
             let row = if let Some(row) = shared.get(&patterns) {
                 row.clone()

@@ -30,15 +30,15 @@ pub(super) struct Row {
     ends: Arc<[(u32, i64)]>,
 }
 
-/// What reaches a user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What reaches a user; the greater one allows for longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Reach {
-    /// A grant without an end.
-    Always,
-    /// Only grants with an end, the last at so many microseconds since 1970.
-    Until(i64),
     /// No grant.
     Never,
+    /// Only grants with an end, the last at so many microseconds since 1970.
+    Until(i64),
+    /// A grant without an end.
+    Always,
 }
 
 impl Row {
@@ -175,6 +175,13 @@ mod tests {
         assert_eq!(row.reach(&[1, 63, 65, 9_999]), Reach::Never);
         assert_eq!(row.reach(&[]), Reach::Never);
         assert_eq!(Row::default().reach(&[0]), Reach::Never);
+    }
+
+    #[test]
+    fn what_allows_for_longer_is_greater() {
+        let ascending =
+            [Reach::Never, Reach::Until(i64::MIN), Reach::Until(5), Reach::Until(NEVER), Reach::Always];
+        assert!(ascending.is_sorted());
     }
 
     #[test]

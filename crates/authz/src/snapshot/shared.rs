@@ -254,7 +254,7 @@ mod tests {
     fn state(revision: i64) -> State {
         let users = Builder::new(0, Nodes::of(0)).finish().unwrap();
         let at = (Revision(revision), super::super::poll::Mark::default());
-        crate::snapshot::load::state(at, users, Arc::default(), &Model::default())
+        crate::snapshot::load::state(at, users, (Arc::default(), None), &Model::default())
     }
 
     fn poll(as_of: u64) -> Poll {

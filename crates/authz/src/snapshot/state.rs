@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::actions::Actions;
 use super::poll::Mark;
-use super::row::Reach;
-use super::users::{self, Key, Users};
+use super::row::{Reach, Row};
+use super::users::{self, Key, User, Users};
 use crate::decision::Revision;
 use crate::name::{UserKey, UserName};
 
@@ -16,6 +16,9 @@ pub(super) struct State {
     pub(super) mark: Mark,
     pub(super) users: Users,
     pub(super) actions: Arc<Actions>,
+    /// Who reaches a grant of everything, if anybody holds one. By itself, or such a grant would change the rows of all
+    /// actions, and leave none of them in the caches of those who ask.
+    pub(super) everything: Option<Row>,
     /// With what the refresher keeps beside the state.
     pub(super) size: Size,
 }
@@ -49,13 +52,23 @@ impl State {
             (None, _) => Answer::UnknownUser,
             (Some(user), _) if user.suspended => Answer::Suspended,
             (Some(_), None) => Answer::UnknownAction,
-            (Some(user), Some(row)) => match self.users.reach(user, row) {
+            (Some(user), Some(row)) => match self.reach(user, row) {
                 Reach::Always => Answer::Allow,
                 // Live as in the database: as long as the end is greater than the clock.
                 Reach::Until(end) if end > now() => Answer::Allow,
                 Reach::Until(_) => Answer::Expired,
                 Reach::Never => Answer::NoGrant,
             },
+        }
+    }
+
+    /// What of an action's row, and of everything, reaches a user.
+    #[inline]
+    fn reach(&self, user: User<'_>, row: &Row) -> Reach {
+        let reached = self.users.reach(user, row);
+        match &self.everything {
+            Some(everything) if reached != Reach::Always => reached.max(self.users.reach(user, everything)),
+            _ => reached,
         }
     }
 }
