@@ -117,7 +117,7 @@ pub enum OperationError<E> {
     #[error("the change was rolled back, since it could not be recorded or committed")]
     RolledBack(#[source] Error),
     /// The connection was lost during the commit, and the database does not tell what became of it. If the change is
-    /// there, so is its record.
+    /// there, so is its record. Or the work ended the transaction by SQL of its own: that is recorded as failed.
     #[error("whether the change was committed is not known; look for its record in the audit trail")]
     Unknown(#[source] Error),
 }

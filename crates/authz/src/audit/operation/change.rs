@@ -106,7 +106,7 @@ impl<A> Change<A> {
                 // Nor what a `commit` or `rollback` of the caller's ended, which nobody but the server knows of.
                 let transaction_id = self.transaction_id.clone();
                 match audit::write_within(self.parts().1, &line, &transaction_id).await {
-                    Ok(None) => Err(ended()),
+                    Ok(None) => return Err(self.ended_by_itself().await),
                     Ok(Some(written)) => Ok(written),
                     Err(error) => Err(error),
                 }
@@ -130,6 +130,16 @@ impl<A> Change<A> {
                 Err(OperationError::RolledBack(error))
             }
             _ => Err(OperationError::Unknown(error.into())),
+        }
+    }
+
+    /// The work has ended the transaction, who knows when: it is recorded as failed, whatever was done until then.
+    async fn ended_by_itself<E>(&mut self) -> OperationError<E> {
+        let (before, error) = (self.transaction_id.clone(), ended());
+        self.end("it could not be recorded as done", &Whole(&error)).await;
+        match fate(&self.pool, &before).await.as_deref() {
+            Some("aborted") => OperationError::RolledBack(error),
+            _ => OperationError::Unknown(error),
         }
     }
 
