@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Shared};
 use serde_json::Value;
 use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, PgPool, Postgres};
@@ -29,8 +31,15 @@ pub struct Authz {
     max_directory_age: Option<Duration>,
     service: Option<Arc<str>>,
     redact: Option<Redact>,
+    recording: Arc<Mutex<Recording>>,
+}
+
+#[derive(Default)]
+struct Recording {
     /// Started by the first operation.
-    writer: Arc<Mutex<Option<Writer>>>,
+    writer: Option<Writer>,
+    /// Of the writers before it that a shutdown took.
+    ending: Option<Shared<BoxFuture<'static, ()>>>,
 }
 
 impl fmt::Debug for Authz {
@@ -47,7 +56,7 @@ impl Authz {
     /// On a pool whose database has the tables (see [`migrate`](crate::migrate())).
     #[must_use]
     pub fn new(pool: PgPool) -> Self {
-        Self { pool, max_directory_age: None, service: None, redact: None, writer: Arc::default() }
+        Self { pool, max_directory_age: None, service: None, redact: None, recording: Arc::default() }
     }
 
     /// The name of this program in the audit records of its operations; the connection's application name unless set.
@@ -210,17 +219,32 @@ impl Authz {
     }
 
     /// Waits until the operations that run have ended and are recorded, and gives back the connection that records them.
-    /// Call it when the service ends; operations that begin later start anew.
+    /// Call it when the service ends; operations that begin later start anew. Called again, also after a timeout, it waits for
+    /// the same.
     pub async fn shutdown(&self) {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(writer) = writer {
-            writer.close().await;
+        // INVARIANT: nobody is told that all is recorded before it is (held by the test `each_shutdown_waits_for_what_runs`).
+        let ending = {
+            let mut recording = self.recording.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(writer) = recording.writer.take() {
+                let before = recording.ending.take();
+                let closing = async move {
+                    writer.close().await;
+                    if let Some(before) = before {
+                        before.await;
+                    }
+                };
+                recording.ending = Some(closing.boxed().shared());
+            }
+            recording.ending.clone()
+        };
+        if let Some(ending) = ending {
+            ending.await;
         }
     }
 
     /// The writer of the records of operations, started if need be.
     pub(crate) fn writer(&self) -> Writer {
-        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let writer = &mut self.recording.lock().unwrap_or_else(PoisonError::into_inner).writer;
         match &*writer {
             Some(writer) if !writer.is_closed() => writer.clone(),
             // None yet, or its runtime has ended.

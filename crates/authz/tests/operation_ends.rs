@@ -14,6 +14,7 @@ use std::time::Duration;
 use authz::audit::{self, Entry, Outcome, Writer};
 use authz::grant::{self, Grant};
 use authz::{Authz, action, user};
+use futures_util::FutureExt as _;
 use rand::Rng as _;
 use sqlx::{Connection as _, PgConnection, PgPool};
 use support::{admin, pattern as p, user as u};
@@ -410,6 +411,29 @@ async fn service_that_shuts_down_waits_for_its_operations_and_leaves_no_owner() 
     let owners: i64 =
         sqlx::query_scalar("select count(*) from authz.operation_owners").fetch_one(&pool).await.unwrap();
     assert_eq!(owners, 0);
+}
+
+#[tokio::test]
+async fn each_shutdown_waits_for_what_runs() {
+    let (_database, pool) = world().await;
+    let authz = service(&pool);
+    let running = authz.operation::<WorkersScale>(&u("ada")).start().await.unwrap();
+    // Given up, as by a timeout.
+    assert_eq!(authz.shutdown().now_or_never(), None);
+    let mut again = Box::pin(authz.shutdown());
+    let mut at_once = Box::pin(authz.shutdown());
+    assert_eq!((&mut again).now_or_never(), None);
+    assert_eq!((&mut at_once).now_or_never(), None);
+    running.succeed().await;
+    again.await;
+    at_once.await;
+    assert_eq!(outcomes(&pool).await, [Outcome::Started, Outcome::Succeeded]);
+    authz.shutdown().await;
+    // And what begins later.
+    authz.operation::<WorkersScale>(&u("ada")).start().await.unwrap().succeed().await;
+    authz.shutdown().await;
+    let owners = "select count(*) from authz.operation_owners";
+    assert_eq!(sqlx::query_scalar::<_, i64>(owners).fetch_one(&pool).await.unwrap(), 0);
 }
 
 /// Ends every other session of the database, and waits until they are gone.
