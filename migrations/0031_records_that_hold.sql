@@ -48,7 +48,7 @@ begin
              select authz.current_service(), %s, $1, ''succeeded'', %s, %s,
                     nullif(current_setting(''authz.request_id'', true), ''''), (select revision from authz.revision)
              from (select * from %s n where %s) r %s',
-            case when tg_argv[0] = 'grant' and tg_op = 'INSERT' then 'r.granted_by' else 'authz.current_actor()' end,
+            case when tg_argv[0] = 'grant' and tg_op = 'INSERT' and change.verb = 'add' then 'r.granted_by' else 'authz.current_actor()' end,
             tg_argv[1], tg_argv[2], change.row_source, change.condition, tg_argv[3])
         using tg_argv[0] || '.' || change.verb;
     end loop;
@@ -176,11 +176,13 @@ begin
     if to_regclass(format('authz.%I', partition_name)) is not null then
         return false;
     end if;
-    execute format('create table authz.%I (like authz.audit_log including defaults including constraints)', partition_name);
-    if month_from <= clock_timestamp() and clock_timestamp() < month_to then
-        -- Who writes now writes to the default partition: whoever waits must wait for the whole, and then looks for its part anew.
+    if exists (select from (values (interval '0'), ('1 minute')) soon (ahead)
+               where to_regclass(format('authz.audit_log_%s', to_char(clock_timestamp() + ahead, 'YYYYMM'))) is null) then
+        -- Who writes now writes to the default partition: whoever waits must wait for the whole, and then looks for its part
+        -- anew. Whichever month this is, as that of today may follow in this transaction.
         lock table authz.audit_log in access exclusive mode;
     end if;
+    execute format('create table authz.%I (like authz.audit_log including defaults including constraints)', partition_name);
     lock table authz.audit_log_default in access exclusive mode;
     if exists (select 1 from authz.audit_log_default d where d.recorded_at >= month_from and d.recorded_at < month_to) then
         -- Only the table's owner can do this, and this function on its behalf: the records move, none changes.
@@ -277,9 +279,10 @@ begin
     return written;
 end $$;
 
--- As in 0020, but it sees to it itself that no change is under way and that it sees the newest.
+-- As in 0020, but it sees to it itself that no change is under way and that it sees the newest. Of users who are there already the
+-- trail has the `sub` from the next baseline on.
 create or replace function authz.write_audit_baseline() returns integer
-language plpgsql security definer set search_path = pg_catalog, pg_temp set timezone = 'UTC' as $$
+language plpgsql security definer set search_path = pg_catalog, pg_temp set timezone = 'UTC' set lock_timeout = '5s' as $$
 declare
     written integer;
 begin

@@ -72,17 +72,27 @@ async fn no_record_is_refused_for_the_month_that_is_just_made() {
     let month = "select to_char(now() at time zone 'UTC', 'YYYYMM')";
     let month: String = sqlx::query_scalar(month).fetch_one(&pool).await.unwrap();
     // As where nobody has made months for a long time.
-    pool.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(format!("drop table authz.audit_log_{month}"))))
-        .await
-        .unwrap();
-    let mut maker = pool.begin().await.unwrap();
-    let made = sqlx::query_scalar::<_, bool>(
-        "select authz.make_audit_partition(date_trunc('month', now() at time zone 'UTC')::date)",
-    )
-    .fetch_one(&mut *maker)
+    let before = "select to_char(now() at time zone 'UTC' - interval '1 month', 'YYYYMM')";
+    let before: String = sqlx::query_scalar(before).fetch_one(&pool).await.unwrap();
+    pool.execute(sqlx::raw_sql(sqlx::AssertSqlSafe(format!(
+        "drop table authz.audit_log_{month}; drop table if exists authz.audit_log_{before};
+         insert into authz.audit_log (service, actor, action, outcome, recorded_at)
+         values ('tests', 'a', 'x', 'succeeded', now() - interval '1 month')"
+    ))))
     .await
     .unwrap();
-    assert!(made);
+    let make = async |maker: &mut sqlx::PgConnection, months: i32| {
+        sqlx::query_scalar::<_, bool>(
+            "select authz.make_audit_partition(
+                 (date_trunc('month', now() at time zone 'UTC') - make_interval(months => $1))::date)",
+        )
+        .bind(months)
+        .fetch_one(maker)
+        .await
+        .unwrap()
+    };
+    let mut maker = pool.begin().await.unwrap();
+    assert!(make(&mut maker, 1).await);
     let writer = tokio::spawn({
         let pool = pool.clone();
         async move {
@@ -98,6 +108,7 @@ async fn no_record_is_refused_for_the_month_that_is_just_made() {
     })
     .await
     .unwrap();
+    assert!(make(&mut maker, 0).await);
     maker.commit().await.unwrap();
     writer.await.unwrap().unwrap();
     let there = format!("select count(*) from authz.audit_log_{month} where action = 'workers.scale'");
