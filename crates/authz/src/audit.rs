@@ -250,11 +250,24 @@ pub(crate) struct Written {
     pub(crate) transaction_id: String,
 }
 
-/// Writes one record on the caller's connection, if its transaction is this one, as text; else nothing.
+/// Writes one record on the caller's connection.
+pub(crate) async fn write(executor: impl PgExecutor<'_>, line: &Line) -> Result<Written, Error> {
+    insert(executor, line, None).await?.ok_or(Error::Database(sqlx::Error::RowNotFound))
+}
+
+/// The same if the connection's transaction is this one, as text; else nothing is written.
 pub(crate) async fn write_within(
     connection: &mut PgConnection,
     line: &Line,
     transaction_id: &str,
+) -> Result<Option<Written>, Error> {
+    insert(connection, line, Some(transaction_id)).await
+}
+
+async fn insert(
+    executor: impl PgExecutor<'_>,
+    line: &Line,
+    transaction_id: Option<&str>,
 ) -> Result<Option<Written>, Error> {
     let written = sqlx::query_as!(
         Written,
@@ -263,7 +276,7 @@ pub(crate) async fn write_within(
             (service, actor, action, outcome, target, detail, request_id, decision, revision, operation_id)
         select coalesce($1, authz.current_service()), $2, $3, $4, $5, ($6::text)::jsonb, $7, ($8::text)::jsonb,
                coalesce($9, (select revision from authz.revision)), $10
-        where pg_current_xact_id() = ($11::text)::xid8
+        where $11::text is null or pg_current_xact_id() = ($11::text)::xid8
         returning audit_id, transaction_id::text as "transaction_id!"
         "#,
         line.service,
@@ -278,34 +291,7 @@ pub(crate) async fn write_within(
         line.operation_id,
         transaction_id,
     )
-    .fetch_optional(connection)
-    .await?;
-    Ok(written)
-}
-
-/// Writes one record on the caller's connection.
-pub(crate) async fn write(executor: impl PgExecutor<'_>, line: &Line) -> Result<Written, Error> {
-    let written = sqlx::query_as!(
-        Written,
-        r#"
-        insert into authz.audit_log
-            (service, actor, action, outcome, target, detail, request_id, decision, revision, operation_id)
-        values (coalesce($1, authz.current_service()), $2, $3, $4, $5, ($6::text)::jsonb, $7, ($8::text)::jsonb,
-                coalesce($9, (select revision from authz.revision)), $10)
-        returning audit_id, transaction_id::text as "transaction_id!"
-        "#,
-        line.service,
-        line.actor,
-        line.action,
-        line.outcome.as_str(),
-        line.target,
-        line.detail,
-        line.request_id,
-        line.decision,
-        line.revision,
-        line.operation_id,
-    )
-    .fetch_one(executor)
+    .fetch_optional(executor)
     .await?;
     Ok(written)
 }
