@@ -135,13 +135,13 @@ mod tests {
     fn names_of_every_length_are_found_replaced_and_removed() {
         let names: Vec<String> = (1..=255).map(|length| "a".repeat(length)).collect();
         let mut actions = Actions::default();
-        for (n, name) in (0..).zip(&names) {
+        for (n, name) in (0_u32..).zip(&names) {
             actions.insert(name, Row::new([(n, 1)].into_iter()));
         }
-        for (n, name) in (0..).zip(&names) {
+        for (n, name) in (0_u32..).zip(&names) {
             actions.insert(name, Row::new([(n + 1, 1)].into_iter()));
         }
-        for (n, name) in (0..).zip(&names) {
+        for (n, name) in (0_u32..).zip(&names) {
             let row = actions.get(name).unwrap();
             assert_eq!(row.reach(&[n + 1]), super::super::row::Reach::Until(1), "{name}");
             assert_eq!(row.reach(&[n]), super::super::row::Reach::Never, "{name}");

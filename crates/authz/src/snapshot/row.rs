@@ -61,9 +61,9 @@ impl Row {
         }
         ends.sort_unstable_by_key(|&(node, end)| (node, std::cmp::Reverse(end)));
         ends.dedup_by_key(|(node, _)| *node);
-        // Two words for each such node, so that a node is taken for one in vain once in 64 times.
+        // Eight words for each such node, so that a node is taken for one in vain once in 256 times.
         let exact = ends.last().map_or(0, |(node, _)| word_of(*node) + 1);
-        let enough = (2 * ends.len()).min(exact).next_power_of_two().max(size_of::<NodeSet>() / 4);
+        let enough = (8 * ends.len()).min(exact).next_power_of_two().max(size_of::<NodeSet>() / 4);
         let mut perhaps = vec![0_u32; if ends.is_empty() { 0 } else { enough }];
         for (node, _) in &ends {
             let at = word_of(*node) & perhaps.len().wrapping_sub(1);
@@ -82,7 +82,7 @@ impl Row {
 
     /// What reaches a user with these nodes.
     #[inline]
-    pub(super) fn reach(&self, nodes: &[u32]) -> Reach {
+    pub(super) fn reach<N: Copy + Into<u32>>(&self, nodes: &[N]) -> Reach {
         let Some((always, perhaps)) = self.words.split_at_checked(self.always as usize) else {
             return Reach::Never;
         };
@@ -110,8 +110,8 @@ impl Row {
     }
 
     #[cold]
-    fn last_end(&self, nodes: &[u32]) -> Reach {
-        let end_of = |node| self.ends.binary_search_by_key(&node, |&(node, _)| node).ok();
+    fn last_end<N: Copy + Into<u32>>(&self, nodes: &[N]) -> Reach {
+        let end_of = |node: N| self.ends.binary_search_by_key(&node.into(), |&(node, _)| node).ok();
         let ends = nodes.iter().filter_map(|&node| self.ends.get(end_of(node)?));
         ends.map(|&(_, end)| end).max().map_or(Reach::Never, Reach::Until)
     }
@@ -137,9 +137,9 @@ impl Row {
 /// Whether a node's bit is set in the word at its place. A loop without a branch on what it finds: nobody can predict at
 /// which node an answer lies.
 #[inline]
-fn finds(words: &[u32], nodes: &[u32], place: impl Fn(usize) -> usize) -> bool {
+fn finds<N: Copy + Into<u32>>(words: &[u32], nodes: &[N], place: impl Fn(usize) -> usize) -> bool {
     let bit = |node: u32| words.get(place(word_of(node))).copied().unwrap_or_default() >> (node & 31);
-    nodes.iter().fold(0, |found, &node| found | bit(node)) & 1 == 1
+    nodes.iter().fold(0, |found, &node| found | bit(node.into())) & 1 == 1
 }
 
 /// Whether a node is in both sets.
@@ -168,13 +168,13 @@ mod tests {
     #[test]
     fn last_end_counts_unless_a_grant_has_none() {
         let row = Row::new([(0, 5), (0, 7), (0, 6), (64, NEVER), (130, 3), (130, 3)].into_iter());
-        assert_eq!(row.reach(&[0, 1]), Reach::Until(7));
-        assert_eq!(row.reach(&[0, 130]), Reach::Until(7));
-        assert_eq!(row.reach(&[1, 130, 131]), Reach::Until(3));
-        assert_eq!(row.reach(&[0, 64]), Reach::Always);
-        assert_eq!(row.reach(&[1, 63, 65, 9_999]), Reach::Never);
-        assert_eq!(row.reach(&[]), Reach::Never);
-        assert_eq!(Row::default().reach(&[0]), Reach::Never);
+        assert_eq!(row.reach(&[0_u32, 1]), Reach::Until(7));
+        assert_eq!(row.reach(&[0_u32, 130]), Reach::Until(7));
+        assert_eq!(row.reach(&[1_u32, 130, 131]), Reach::Until(3));
+        assert_eq!(row.reach(&[0_u32, 64]), Reach::Always);
+        assert_eq!(row.reach(&[1_u32, 63, 65, 9_999]), Reach::Never);
+        assert_eq!(row.reach::<u32>(&[]), Reach::Never);
+        assert_eq!(Row::default().reach(&[0_u32]), Reach::Never);
     }
 
     #[test]
@@ -189,8 +189,8 @@ mod tests {
         // One node with an end: eight words, so 70 looks like 326 and so on.
         let row = Row::new([(70, 5)].into_iter());
         assert_eq!((row.words.len(), row.always), (9, 1));
-        assert_eq!(row.reach(&[6, 326]), Reach::Never);
-        assert_eq!(row.reach(&[6, 70, 326]), Reach::Until(5));
+        assert_eq!(row.reach(&[6_u32, 326]), Reach::Never);
+        assert_eq!(row.reach(&[6_u32, 70, 326]), Reach::Until(5));
         let nodes: Vec<u32> = (0..500).map(|n| n * 7).collect();
         let row = Row::new(nodes.iter().map(|&node| (node, i64::from(node))));
         for node in 0..4_000 {
@@ -210,6 +210,8 @@ mod tests {
             let reached = (0..round).map(|n| (n * n * 7 % (30 + 6 * round), round));
             let row = Row::new(reached.map(|(node, round)| (node, ends(node, round))));
             for list in &lists {
+                let halves: Vec<u16> = list.iter().map(|&node| node.try_into().unwrap()).collect();
+                assert_eq!(row.reach(&halves), row.reach(list), "{round} {list:?}");
                 assert_eq!(row.reach_set(&set_of(list).unwrap()), row.reach(list), "{round} {list:?}");
             }
         }

@@ -4,13 +4,15 @@
 //! and a change rebuilds one small block:
 //!
 //! ```text
-//! users, memberships | bucket: eight tags (4), eight offsets | … | entry: user_id (2), shape, nodes, key (padded) | …
+//! users, memberships | bucket: eight tags (4), eight offsets (4) | … | entry: shape, nodes, key (padded), user_id (2) | …
 //! ```
 //!
-//! The nodes are a sorted list, or a [`NodeSet`] in every entry where there are few nodes in all.
+//! The nodes are a sorted list, or a [`NodeSet`] in every entry where there are few nodes in all. They come first, so that
+//! where they are is known with the entry; what a check does not read comes last, for what it takes is the memory that it
+//! touches.
 //!
-//! The key of an entry is the user's name. An entry under a `sub` has the name behind the key: its length and the name,
-//! padded. The nodes come first, so that where they are is known with the entry.
+//! The key of an entry is the user's name. An entry under a `sub` has the name behind the id: its length and the name,
+//! padded.
 //!
 //! The tags of a bucket are compared at once: to go from slot to slot is a branch that the processor mispredicts at
 //! every other look-up.
@@ -25,11 +27,12 @@ use crate::name::{UserName, hash_of};
 const HEADER: usize = 2;
 /// Entries of a bucket, and its words: a tag of 16 bits and an offset for each.
 const LANES: usize = 8;
-const BUCKET: usize = LANES / 2 + LANES;
+const BUCKET: usize = LANES / 2 + LANES / 2;
 /// How many entries a bucket holds on average at most. One entry in fifty is then not in its first bucket.
 const FILL: u32 = 5;
-/// Words of an entry before its nodes.
-const ENTRY: usize = 3;
+/// Words of an entry before its nodes, and those of the id behind its key.
+const ENTRY: usize = 1;
+const ID: usize = 2;
 /// So few that a bucket and its entry are mostly on one page of memory.
 const USERS_PER_SHARD: usize = 64;
 const NAME_BITS: u32 = 11;
@@ -53,14 +56,18 @@ pub(super) struct Users {
 struct Shard {
     /// Out here, or a look-up would have to fetch one more line of memory before it knows which.
     buckets: u32,
+    /// Entries lie at multiples of two to the power of this, so that sixteen bits say where.
+    unit: u32,
     words: Arc<[u32]>,
 }
 
 /// How entries hold nodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Nodes {
-    /// As a sorted list.
+    /// As a sorted list of words.
     Listed,
+    /// As a sorted list of half words.
+    Short,
     /// As a [`NodeSet`].
     Few,
 }
@@ -68,19 +75,51 @@ pub(super) enum Nodes {
 impl Nodes {
     /// How to hold so many nodes, and those that come until the next full load.
     pub(super) const fn of(count: usize) -> Self {
-        if count <= FEW_NODES / 4 * 3 { Self::Few } else { Self::Listed }
+        match count {
+            _ if count <= Self::Few.most() / 4 * 3 => Self::Few,
+            _ if count <= Self::Short.most() / 4 * 3 => Self::Short,
+            _ => Self::Listed,
+        }
     }
 
     /// Whether entries can hold every one of so many nodes.
     pub(super) const fn hold(self, count: usize) -> bool {
-        matches!(self, Self::Listed) || count <= FEW_NODES
+        count <= self.most()
     }
 
-    fn count(self, words: &[u32]) -> u32 {
+    const fn most(self) -> usize {
         match self {
-            Self::Listed => u32::try_from(words.len()).unwrap_or(u32::MAX),
-            Self::Few => words.iter().map(|word| word.count_ones()).sum(),
+            Self::Listed => u32::MAX as usize,
+            Self::Short => 1 << u16::BITS,
+            Self::Few => FEW_NODES,
         }
+    }
+
+    /// The words of so many nodes, by the shape of an entry.
+    #[inline]
+    const fn words(self, nodes: usize) -> usize {
+        match self {
+            Self::Listed => nodes,
+            Self::Short => nodes.div_ceil(2),
+            Self::Few => size_of::<NodeSet>() / 4,
+        }
+    }
+
+    fn write(self, nodes: &[u32], words: &mut Vec<u32>) -> Result<(), Unfit> {
+        match self {
+            Self::Listed => words.extend_from_slice(nodes),
+            Self::Short => {
+                for pair in nodes.chunks(2) {
+                    let mut halves = [0; 2];
+                    for (half, node) in halves.iter_mut().zip(pair) {
+                        *half = u16::try_from(*node).map_err(|_| Unfit)?;
+                    }
+                    words.push(bytemuck::cast(halves));
+                }
+            }
+            Self::Few => words.extend(row::set_of(nodes).ok_or(Unfit)?),
+        }
+        Ok(())
     }
 }
 
@@ -90,7 +129,9 @@ pub(super) struct User<'a> {
     pub(super) id: i64,
     pub(super) suspended: bool,
     key: &'a [u8],
-    /// As [`Users`] holds them.
+    /// How many nodes.
+    nodes: usize,
+    /// The nodes, as [`Users`] holds them.
     words: &'a [u32],
 }
 
@@ -156,10 +197,13 @@ impl Users {
     /// What of a row reaches a user.
     #[inline]
     pub(super) fn reach(&self, user: User<'_>, row: &Row) -> Reach {
-        match (self.nodes_are, user.words.as_array::<{ size_of::<NodeSet>() / 4 }>()) {
-            (Nodes::Few, Some(set)) => row.reach_set(set),
-            (Nodes::Few, None) => Reach::Never,
-            (Nodes::Listed, _) => row.reach(user.words),
+        match self.nodes_are {
+            Nodes::Few => user.words.as_array().map_or(Reach::Never, |set| row.reach_set(set)),
+            Nodes::Short => {
+                let nodes = bytemuck::cast_slice::<u32, u16>(user.words);
+                nodes.get(..user.nodes).map_or(Reach::Never, |nodes| row.reach(nodes))
+            }
+            Nodes::Listed => row.reach(user.words),
         }
     }
 
@@ -184,8 +228,8 @@ impl Users {
             let (tags, offsets) = bucket_at(&shard.words, bucket)?;
             let mut lanes = zero_lanes(tags ^ of_all_lanes(tag_of(hash)));
             while lanes != 0 {
-                let offset = *offsets.get(lanes.trailing_zeros() as usize / 16)?;
-                let found = user_at(&shard.words, offset as usize)?;
+                let offset = offset_in(offsets, lanes.trailing_zeros() as usize / 16)?;
+                let found = user_at(&shard.words, offset << shard.unit, self.nodes_are)?;
                 if same_bytes(found.0.key, key) {
                     return Some(found);
                 }
@@ -220,11 +264,13 @@ impl Users {
         let (mut users, mut memberships, mut bytes) = (self.count, self.memberships, self.bytes);
         for (number, shard) in shards.iter_mut().enumerate() {
             let new = additions.remove(&number);
-            if new.is_none() && !(everywhere && entries(shard).any(|(user, _)| ids.contains(&user.id))) {
+            if new.is_none()
+                && !(everywhere && entries(shard, self.nodes_are).any(|(user, _)| ids.contains(&user.id)))
+            {
                 continue;
             }
             let mut kept = Vec::with_capacity(shard.words.len() + new.as_ref().map_or(0, Vec::len));
-            for (user, words) in entries(shard) {
+            for (user, words) in entries(shard, self.nodes_are) {
                 if !ids.contains(&user.id) {
                     kept.extend_from_slice(words);
                 }
@@ -346,10 +392,17 @@ fn next_bucket(bucket: usize, buckets: u32) -> usize {
 
 /// The tags of a bucket, the first one lowest, and its offsets.
 #[inline]
-fn bucket_at(shard: &[u32], bucket: usize) -> Option<(u128, &[u32; LANES])> {
+fn bucket_at(shard: &[u32], bucket: usize) -> Option<(u128, &[u32; LANES / 2])> {
     let words = shard.get(HEADER + BUCKET * bucket..)?.first_chunk::<BUCKET>()?;
     let tags = words.first_chunk::<{ LANES / 2 }>()?.map(u128::from);
     Some((tags[0] | tags[1] << 32 | tags[2] << 64 | tags[3] << 96, words.last_chunk()?))
+}
+
+/// The offset of a lane, in units of its shard; 0 if it is empty.
+#[inline]
+fn offset_in(offsets: &[u32; LANES / 2], lane: usize) -> Option<usize> {
+    let pair = *offsets.get(lane / 2)?;
+    Some((pair >> (16 * (lane % 2)) & 0xffff) as usize)
 }
 
 #[inline]
@@ -364,28 +417,30 @@ fn zero_lanes(lanes: u128) -> u128 {
     lanes.wrapping_sub(of_all_lanes(1)) & !lanes & of_all_lanes(1 << 15)
 }
 
-/// The user of the entry at an offset, and the words behind the key.
+/// The user of the entry at an offset, and the words behind the id.
 #[inline]
-fn user_at(shard: &[u32], offset: usize) -> Option<(User<'_>, &[u32])> {
+fn user_at(shard: &[u32], offset: usize, nodes_are: Nodes) -> Option<(User<'_>, &[u32])> {
     let words = shard.get(offset..)?;
-    let [low, high, shape] = *words.first_chunk::<ENTRY>()?;
+    let shape = *words.first()?;
     let name_len = (shape & ((1 << NAME_BITS) - 1)) as usize;
-    let nodes_len = ((shape >> NAME_BITS) & ((1 << NODE_BITS) - 1)) as usize;
-    let key_at = ENTRY + nodes_len;
+    let nodes = ((shape >> NAME_BITS) & ((1 << NODE_BITS) - 1)) as usize;
+    let key_at = ENTRY + nodes_are.words(nodes);
     let end = key_at + name_len.div_ceil(4);
     let key = bytemuck::cast_slice::<u32, u8>(words.get(key_at..end)?).get(..name_len)?;
+    let ([low, high], behind) = words.get(end..)?.split_first_chunk::<ID>()?;
     let user = User {
-        id: (u64::from(high) << 32 | u64::from(low)).cast_signed(),
+        id: (u64::from(*high) << 32 | u64::from(*low)).cast_signed(),
         suspended: shape >> 31 == 1,
         key,
+        nodes,
         words: words.get(ENTRY..key_at)?,
     };
-    Some((user, words.get(end..)?))
+    Some((user, behind))
 }
 
 /// The entry at an offset, and its words.
-fn entry_at(shard: &[u32], offset: usize) -> Option<(User<'_>, &[u32])> {
-    let (user, behind) = user_at(shard, offset)?;
+fn entry_at(shard: &[u32], offset: usize, nodes_are: Nodes) -> Option<(User<'_>, &[u32])> {
+    let (user, behind) = user_at(shard, offset, nodes_are)?;
     let name = name_behind(user.key, behind).map_or(0, |name| 1 + name.len().div_ceil(4));
     let end = shard.len() - behind.len() + name;
     Some((user, shard.get(offset..end)?))
@@ -411,18 +466,11 @@ fn write_entry(
     nodes: &[u32],
 ) -> Result<(), Unfit> {
     let id = user_id.cast_unsigned();
-    let set;
-    let nodes = match nodes_are {
-        Nodes::Listed => nodes,
-        Nodes::Few => {
-            set = row::set_of(nodes).ok_or(Unfit)?;
-            &set[..]
-        }
-    };
     let shape = key.len() as u32 | (nodes.len() as u32) << NAME_BITS | u32::from(suspended) << 31;
-    words.extend([id as u32, (id >> 32) as u32, shape]);
-    words.extend_from_slice(nodes);
+    words.push(shape);
+    nodes_are.write(nodes, words)?;
     words.extend(padded(key));
+    words.extend([id as u32, (id >> 32) as u32]);
     if key.first() == Some(&ALIAS) {
         words.push(name.len() as u32);
         words.extend(padded(name.as_bytes()));
@@ -438,17 +486,26 @@ fn padded(bytes: &[u8]) -> impl Iterator<Item = u32> {
     })
 }
 
-/// All entries of a row of them, which need not be a shard yet.
-fn entries_in(words: &[u32], mut offset: usize) -> impl Iterator<Item = (User<'_>, &[u32])> {
+/// All entries of a row of them, which need not be a shard yet, at multiples of a unit.
+fn entries_in(
+    words: &[u32],
+    mut offset: usize,
+    unit: u32,
+    nodes_are: Nodes,
+) -> impl Iterator<Item = (User<'_>, &[u32])> {
     std::iter::from_fn(move || {
-        let (user, entry) = entry_at(words, offset)?;
-        offset += entry.len();
+        let (user, entry) = entry_at(words, offset, nodes_are)?;
+        offset = (offset + entry.len()).next_multiple_of(1 << unit);
         Some((user, entry))
     })
 }
 
-fn entries(shard: &Shard) -> impl Iterator<Item = (User<'_>, &[u32])> {
-    entries_in(&shard.words, HEADER + BUCKET * shard.buckets as usize)
+fn entries(shard: &Shard, nodes_are: Nodes) -> impl Iterator<Item = (User<'_>, &[u32])> {
+    entries_in(&shard.words, first_entry(shard.buckets, shard.unit), shard.unit, nodes_are)
+}
+
+fn first_entry(buckets: u32, unit: u32) -> usize {
+    (HEADER + BUCKET * buckets as usize).next_multiple_of(1 << unit)
 }
 
 fn counts(shard: &Shard) -> (usize, usize) {
@@ -463,57 +520,63 @@ fn bytes_of(shard: &Shard) -> usize {
     size_of_val(&*shard.words) + 2 * size_of::<usize>()
 }
 
-/// A shard of these entries, which hold their places behind the slots.
+/// A shard of these entries, which hold their places behind the buckets.
 fn assemble(nodes_are: Nodes, drafted: &[u32]) -> Result<Shard, Unfit> {
     let (mut total, mut users, mut memberships) = (0_u32, 0_u32, 0_u32);
-    for (user, _) in entries_in(drafted, 0) {
+    for (user, _) in entries_in(drafted, 0, 0, nodes_are) {
         total += 1;
         if user.key.first() != Some(&ALIAS) {
             users += 1;
-            memberships += nodes_are.count(user.words);
+            memberships += u32::try_from(user.nodes).unwrap_or(u32::MAX);
         }
     }
     // INVARIANT: one lane at least stays empty, so a search ends (held by `every_key_is_found_and_no_other`).
     let buckets = total / FILL + 1;
-    let first_entry = HEADER + BUCKET * buckets as usize;
+    let most = |unit: u32| first_entry(buckets, unit) + drafted.len() + ((total as usize) << unit);
+    let unit = (0..usize::BITS / 2).find(|unit| most(*unit) >> unit <= usize::from(u16::MAX)).ok_or(Unfit)?;
+    let first_entry = first_entry(buckets, unit);
     let mut words = Vec::with_capacity(first_entry + drafted.len());
     words.extend([users, memberships]);
     words.resize(first_entry, 0);
-    words.extend_from_slice(drafted);
-
-    let mut offset = first_entry;
-    for (user, entry) in entries_in(drafted, 0) {
-        place(&mut words, buckets, hash_of(user.key), user.key, offset)?;
-        offset += entry.len();
+    for (user, entry) in entries_in(drafted, 0, 0, nodes_are) {
+        words.resize(words.len().next_multiple_of(1 << unit), 0);
+        let offset = words.len();
+        words.extend_from_slice(entry);
+        place(&mut words, (buckets, unit), user.key, offset, nodes_are)?;
     }
-    Ok(Shard { buckets, words: words.into() })
+    Ok(Shard { buckets, unit, words: words.into() })
 }
 
 /// Writes tag and offset of an entry into the first empty lane from its bucket on.
-fn place(words: &mut [u32], buckets: u32, hash: u64, key: &[u8], offset: usize) -> Result<(), Unfit> {
-    let offset = u32::try_from(offset).map_err(|_| Unfit)?;
+fn place(
+    words: &mut [u32],
+    (buckets, unit): (u32, u32),
+    key: &[u8],
+    offset: usize,
+    nodes_are: Nodes,
+) -> Result<(), Unfit> {
+    let hash = hash_of(key);
     let mut bucket = first_bucket(hash, buckets);
     for _ in 0..buckets {
         let (tags, offsets) = bucket_at(words, bucket).ok_or(Unfit)?;
-        let taken = |&&offset: &&u32| offset != 0;
-        for &other in offsets.iter().take_while(taken) {
-            if entry_at(words, other as usize).is_some_and(|(other, _)| other.key == key) {
+        let others = (0..LANES).map_while(|lane| offset_in(offsets, lane)).take_while(|offset| *offset != 0);
+        for other in others.clone() {
+            if entry_at(words, other << unit, nodes_are).is_some_and(|(other, _)| other.key == key) {
                 return Err(Unfit);
             }
         }
-        let lane = offsets.iter().take_while(taken).count();
+        let lane = others.count();
         debug_assert_eq!(
             lane == LANES,
             zero_lanes(tags) == 0,
             "an entry has a tag and an offset, or neither"
         );
         let start = HEADER + BUCKET * bucket;
-        if lane < LANES
-            && let Some(tags) = words.get_mut(start + lane / 2)
-        {
-            *tags |= u32::from(tag_of(hash)) << (16 * (lane % 2));
-            if let Some(place) = words.get_mut(start + LANES / 2 + lane) {
-                *place = offset;
+        if lane < LANES {
+            let at = |of: usize| start + of + lane / 2;
+            let offset = u16::try_from(offset >> unit).map_err(|_| Unfit)?;
+            for (at, half) in [(at(0), tag_of(hash)), (at(LANES / 2), offset)] {
+                *words.get_mut(at).ok_or(Unfit)? |= u32::from(half) << (16 * (lane % 2));
             }
             return Ok(());
         }

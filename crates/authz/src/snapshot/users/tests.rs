@@ -22,7 +22,7 @@ fn built(users: &[NewUser]) -> Users {
 }
 
 fn all(users: &Users) -> BTreeMap<Vec<u8>, (i64, bool, Vec<u32>)> {
-    let found = users.shards.iter().flat_map(entries);
+    let found = users.shards.iter().flat_map(|shard| entries(shard, users.nodes_are));
     found.map(|(u, _)| (u.key.to_vec(), (u.id, u.suspended, u.words.to_vec()))).collect()
 }
 
@@ -47,7 +47,7 @@ fn every_key_is_found_and_no_other() {
 
 #[test]
 fn replaced_users_are_found_under_the_new_key_alone() {
-    for nodes_are in [Nodes::Listed, Nodes::Few] {
+    for nodes_are in [Nodes::Listed, Nodes::Short, Nodes::Few] {
         replaced_users_are_found(nodes_are);
     }
 }
@@ -90,10 +90,55 @@ fn few_nodes_are_held_as_a_set() {
     assert!(users.replace(&HashSet::from([9]), false, &[new(9, "u9", &[256])]).is_err());
     let mut builder = Builder::new(1, Nodes::Few);
     assert!(builder.push(1, false, b"a", "a", &[256]).is_err());
-    for count in 0..600 {
+    for count in (0..600).chain((0..200_000).step_by(1_000)) {
         assert!(Nodes::of(count).hold(count), "{count}");
     }
     assert!(Nodes::Few.hold(FEW_NODES) && !Nodes::Few.hold(FEW_NODES + 1));
+}
+
+#[test]
+fn short_nodes_are_those_of_the_list() {
+    let list: Vec<_> = (0..500_u32)
+        .map(|n| new(n.into(), &format!("u{n}"), &(0..n % 9).map(|node| node * 8_191).collect::<Vec<_>>()))
+        .collect();
+    let users = built_as(Nodes::Short, &list);
+    assert_eq!(users.memberships, list.iter().map(|user| user.nodes.len()).sum::<usize>());
+    for node in (0..9).map(|node| node * 8_191) {
+        for end in [row::NEVER, 7] {
+            let row = Row::new([(node, end)].into_iter());
+            for user in &list {
+                let reached = users.reach(users.get(Key::of_bytes(&user.key)).unwrap(), &row);
+                assert_eq!(reached, row.reach(&user.nodes), "{node} {user:?}");
+            }
+        }
+    }
+    // One node too many.
+    assert!(users.replace(&HashSet::from([9]), false, &[new(9, "u9", &[65_536])]).is_err());
+    assert!(Nodes::Short.hold(65_536) && !Nodes::Short.hold(65_537));
+}
+
+/// Sixteen bits say where an entry lies, whatever the entries of a shard take.
+#[test]
+fn entries_of_any_size_are_found() {
+    let nodes: Vec<u32> = (0..60_000).collect();
+    let list: Vec<_> =
+        (0_i64..200).map(|n| new(n, &format!("u{n}"), nodes.get(..300 * n as usize).unwrap())).collect();
+    for nodes_are in [Nodes::Listed, Nodes::Short] {
+        let mut users = built_as(nodes_are, &list);
+        for round in 0..2 {
+            assert!(users.shards.iter().any(|shard| shard.unit > 0), "an entry past 65,535 words");
+            for user in &list {
+                let found = users.get(Key::of_bytes(&user.key)).unwrap();
+                assert_eq!(
+                    (found.id, found.suspended, found.nodes),
+                    (user.id, user.suspended, user.nodes.len())
+                );
+            }
+            assert!((200..400).all(|n| users.get(Key::of_bytes(format!("u{n}").as_bytes())).is_none()));
+            assert_eq!(all(&users), all(&built_as(nodes_are, &list)), "{round}");
+            users = users.replace(&HashSet::from([100]), true, &list[100..101]).unwrap();
+        }
+    }
 }
 
 #[test]
