@@ -1,7 +1,8 @@
 //! What a sync costs: in time beside a raw `COPY` of the memberships, in written log, in memory, and in calls.
 //!
-//! Without arguments: the ratios; `once` makes fewer rounds, `granted` gives somebody a right before. With `emulator`: memory and
-//! CPU of a process that reads the API. `small` takes a directory of a tenth. See `README.md`.
+//! Without arguments: the ratios; `once` makes fewer rounds, `granted` gives somebody a right before, `paced` has each answer of
+//! the source take two milliseconds. With `emulator`: memory and CPU of a process that reads the API. `small` takes a directory of a
+//! tenth. See `README.md`.
 
 #![expect(
     clippy::unwrap_used,
@@ -28,11 +29,16 @@ use tokio::sync::mpsc;
 use self::world::World;
 
 const ROUNDS: usize = 3;
+/// With eight calls under way a hundred times as fast as Google's quota allows; Google itself takes ten times as long or more.
+const PACE: Duration = Duration::from_millis(2);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let given = |name: &str| arguments.iter().any(|argument| argument == name);
-    let world = if given("small") { World::s() } else { World::m() };
+    let mut world = if given("small") { World::s() } else { World::m() };
+    if given("paced") {
+        world.pace = PACE;
+    }
     let runtime = tokio::runtime::Runtime::new().unwrap();
     if given("child") {
         runtime.block_on(emulator::child());
@@ -111,12 +117,15 @@ struct Measured {
     whole: Duration,
     copy: Duration,
     crawl: Duration,
+    /// From the last answer of the source to the end.
+    after: Duration,
 }
 
 impl Measured {
-    /// Whole, and beyond the crawl, in multiples of the copy.
-    fn ratios(&self) -> [f64; 2] {
-        [self.whole, self.whole.saturating_sub(self.crawl)].map(|time| time.div_duration_f64(self.copy))
+    /// Whole, beyond the crawl, and after the last answer, in multiples of the copy.
+    fn ratios(&self) -> [f64; 3] {
+        let beyond = self.whole.saturating_sub(self.crawl);
+        [self.whole, beyond, self.after].map(|time| time.div_duration_f64(self.copy))
     }
 }
 
@@ -124,10 +133,15 @@ impl Measured {
 async fn measured(pool: &PgPool, world: World, wanted: Status) -> (Measured, Report) {
     let (copy_before, crawl_before) = (copy(pool, world).await, crawl_alone(world).await);
     let (whole, report) = sync(pool, world).await;
+    let after = world::answered().elapsed();
+    if std::env::var_os("WALL").is_some() {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+        println!("last answer at {:.4}, end {:.4}", (now - after.as_secs_f64()) % 60.0, now % 60.0);
+    }
     assert_eq!(report.status, wanted, "{report}");
     let (crawl_after, copy_after) = (crawl_alone(world).await, copy(pool, world).await);
     let (copy, crawl) = ((copy_before + copy_after) / 2, (crawl_before + crawl_after) / 2);
-    (Measured { whole, copy, crawl }, report)
+    (Measured { whole, copy, crawl, after }, report)
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {
@@ -183,13 +197,17 @@ async fn ratios(world: World, rounds: usize, is_granted: bool) {
         ("1 % churn, few groups", concentrated),
     ] {
         for run in &runs {
-            let Measured { whole, copy, crawl } = run;
-            let [times, beyond] = run.ratios();
+            let Measured { whole, copy, crawl, after } = run;
+            let [times, beyond, behind] = run.ratios();
             println!(
-                "  {what}: {whole:.1?}, crawl {crawl:.1?}, copy {copy:.1?}: {times:.2}, beyond the crawl {beyond:.2} × copy"
+                "  {what}: {whole:.1?}, crawl {crawl:.1?}, copy {copy:.1?}: {times:.2}, beyond the crawl {beyond:.2} × copy, after \
+                 the last answer {after:.1?}: {behind:.2} × copy"
             );
         }
-        let [whole, beyond] = [0, 1].map(|at| median(runs.iter().map(|run| run.ratios()[at]).collect()));
-        println!("{what}, median: {whole:.2} × copy; beyond the crawl {beyond:.2} × copy");
+        let [whole, beyond, after] =
+            [0, 1, 2].map(|at| median(runs.iter().map(|run| run.ratios()[at]).collect()));
+        println!(
+            "{what}, median: {whole:.2} × copy; beyond the crawl {beyond:.2} × copy; after the last answer {after:.2} × copy"
+        );
     }
 }

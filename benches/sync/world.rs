@@ -1,5 +1,8 @@
 //! A directory that exists only page by page: nothing of it is kept, so what is measured is the sync.
 
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
 use async_trait::async_trait;
 use dir_sync::source::{Group, Member, MemberKind, Page, PageToken, Source, SourceError, User};
 use serde_json::{Value, json};
@@ -14,6 +17,16 @@ pub(crate) struct World {
     pub(crate) moment: usize,
     /// At later moments it is the same number of memberships, but in a few groups only.
     pub(crate) concentrated: bool,
+    /// How long each answer takes.
+    pub(crate) pace: Duration,
+}
+
+/// When the last answer was given.
+static ANSWERED: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// When a source of this process has given its last answer.
+pub(crate) fn answered() -> Instant {
+    ANSWERED.lock().unwrap().unwrap()
 }
 
 const USERS_PER_PAGE: usize = 500;
@@ -23,7 +36,14 @@ const CUSTOMER: &str = "C0world";
 impl World {
     /// 100,000 users, 5,000 groups, 1,000,000 memberships.
     pub(crate) fn m() -> Self {
-        Self { users: 100_000, groups: 5_000, memberships: 1_000_000, moment: 0, concentrated: false }
+        Self {
+            users: 100_000,
+            groups: 5_000,
+            memberships: 1_000_000,
+            moment: 0,
+            concentrated: false,
+            pace: Duration::ZERO,
+        }
     }
 
     /// A tenth of [`Self::m`].
@@ -98,6 +118,15 @@ impl World {
         }
     }
 
+    /// Gives an answer when it is due.
+    async fn answer<T>(&self, answer: T) -> T {
+        if !self.pace.is_zero() {
+            tokio::time::sleep(self.pace).await;
+        }
+        *ANSWERED.lock().unwrap() = Some(Instant::now());
+        answer
+    }
+
     /// The place of a user in a group, without looking at each.
     fn place_of(&self, group: usize, user: usize) -> Option<usize> {
         let size = self.size(group);
@@ -155,23 +184,23 @@ impl Source for World {
     }
 
     async fn users(&self, token: Option<&PageToken>) -> Result<Page<User>, SourceError> {
-        page(self.users, USERS_PER_PAGE, token, Self::user)
+        self.answer(page(self.users, USERS_PER_PAGE, token, Self::user)).await
     }
 
     async fn groups(&self, token: Option<&PageToken>) -> Result<Page<Group>, SourceError> {
-        page(self.groups, PER_PAGE, token, Self::group)
+        self.answer(page(self.groups, PER_PAGE, token, Self::group)).await
     }
 
     async fn members(&self, group: &Group, token: Option<&PageToken>) -> Result<Page<Member>, SourceError> {
         let vanished = || SourceError::GroupVanished { group: group.email.clone() };
         let number: usize = group.id.parse().map_err(|_| vanished())?;
-        page(self.size(number), PER_PAGE, token, |place| self.member(number, place))
+        self.answer(page(self.size(number), PER_PAGE, token, |place| self.member(number, place))).await
     }
 
     async fn member(&self, group: &Group, id: &str) -> Result<Option<Member>, SourceError> {
         let number_of = |id: &str| id.get(1..).and_then(|digits| digits.parse().ok());
         let (Ok(number), Some(user)) = (group.id.parse(), number_of(id)) else { return Ok(None) };
-        Ok(self.place_of(number, user).map(|place| self.member(number, place)))
+        self.answer(Ok(self.place_of(number, user).map(|place| self.member(number, place)))).await
     }
 
     fn calls(&self) -> u64 {

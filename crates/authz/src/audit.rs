@@ -16,7 +16,7 @@ pub mod query;
 mod sweep;
 mod writer;
 
-mod canonical;
+pub(crate) mod canonical;
 mod export;
 mod reading;
 pub mod retention;

@@ -8,7 +8,7 @@ use sqlx::PgConnection;
 use super::Planned;
 use super::fill::fill_fresh_groups;
 use super::lease::{Closing, close};
-use super::plan::BULK;
+use super::plan::{BULK, set_nested_loops};
 use super::remember::{Found, remember};
 use super::report::{Kinds, Plan, Tally, Totals};
 use super::stage::storable;
@@ -145,13 +145,6 @@ impl Planned {
         let revision = revision::commit(tx).await?;
         Ok((plan, revision))
     }
-}
-
-async fn set_nested_loops(tx: &mut PgConnection, setting: &str) -> Result<(), Error> {
-    sqlx::query!(r#"select set_config('enable_nestloop', $1, true) as "set!""#, setting)
-        .fetch_one(tx)
-        .await?;
-    Ok(())
 }
 
 /// Removals first, then all changes in one statement (which may swap names), then what is new: so a name is

@@ -79,6 +79,20 @@ pub(super) async fn has_grants(tx: &mut PgConnection) -> Result<bool, Error> {
     .await?)
 }
 
+/// Lets the planner look rows up one by one, or not, for the rest of a transaction; gives what was set before.
+pub(super) async fn set_nested_loops(tx: &mut PgConnection, setting: &str) -> Result<String, Error> {
+    let row = sqlx::query!(
+        r#"
+        with before as materialized (select current_setting('enable_nestloop') as setting)
+        select setting as "before!", set_config('enable_nestloop', $1, true) as "set!" from before
+        "#,
+        setting
+    )
+    .fetch_one(tx)
+    .await?;
+    Ok(row.before)
+}
+
 impl Planned {
     /// What would change.
     #[must_use]
@@ -232,7 +246,7 @@ impl Run {
         let differs = users_differ || groups_differ || staging.listed || staging.incomplete || fewer;
         let nothing_differs = !differs && staging.memberships + looked_at_again == 0;
         if nothing_differs {
-            return Ok(Plan::of_nothing(self.hash(tx).await?, staging.listed_totals));
+            return Ok(Plan::of_nothing(self.hash_of_nothing(), staging.listed_totals));
         }
         self.drop_idle_changes(tx).await?;
         if staging.whole {

@@ -1,10 +1,15 @@
 //! The part of the plan about groups.
 
+use std::sync::atomic::Ordering;
+
 use sqlx::PgConnection;
 
 use super::Run;
-use super::plan::PlanOptions;
+use super::plan::{PlanOptions, set_nested_loops};
 use crate::error::Error;
+
+/// From so many staged groups on, they are joined as a whole.
+const MANY_GROUPS: u64 = 500;
 
 impl Run {
     /// Says whether there is anything to do or to report.
@@ -13,11 +18,26 @@ impl Run {
         tx: &mut PgConnection,
         options: &PlanOptions,
     ) -> Result<bool, Error> {
+        // Where nothing but groups is staged, nobody has counted them, and the planner takes them for few.
+        let join_as_a_whole = self.staged.groups.load(Ordering::Relaxed) > MANY_GROUPS;
+        let before = if join_as_a_whole { Some(set_nested_loops(tx, "off").await?) } else { None };
+        let differs = self.compare_groups(tx, options).await?;
+        if let Some(before) = before {
+            set_nested_loops(tx, &before).await?;
+        }
+        Ok(differs)
+    }
+
+    async fn compare_groups(&self, tx: &mut PgConnection, options: &PlanOptions) -> Result<bool, Error> {
         let differing = sqlx::query!(
             r#"
             with matched as (
                 select s.external_id, coalesce(s.group_name, g.group_name) as group_name, s.display_name, s.description,
-                       coalesce(g.group_id, l.group_id) as group_id
+                       -- Of the two at most one is there.
+                       coalesce(g.group_id, l.group_id) as group_id, coalesce(g.group_name, l.group_name) as old_name,
+                       coalesce(g.display_name, l.display_name) as old_display_name,
+                       coalesce(g.description, l.description) as old_description,
+                       coalesce(g.status, l.status) as old_status, coalesce(g.directory_id, l.directory_id) as old_directory_id
                 from authz.sync_stage_groups s
                 left join authz.groups g on g.directory_id = $2 and g.external_id = s.external_id
                 left join authz.groups l on $3 and g.group_id is null and l.group_name = s.group_name
@@ -29,13 +49,12 @@ impl Run {
             )
             insert into authz.sync_plan_groups (run_id, external_id, group_id, op, old_name, new_name,
                 old_display_name, new_display_name, old_description, new_description)
-            select $1, m.external_id, g.group_id,
-                   case when g.group_id is null or g.status = 'deleted' then 'add' else 'change' end,
-                   g.group_name, m.group_name, g.display_name, m.display_name, g.description, m.description
+            select $1, m.external_id, m.group_id,
+                   case when m.group_id is null or m.old_status = 'deleted' then 'add' else 'change' end,
+                   m.old_name, m.group_name, m.old_display_name, m.display_name, m.old_description, m.description
             from matched m
-            left join authz.groups g on g.group_id = m.group_id
             where m.group_name is not null
-              and (g.group_name, g.display_name, g.description, g.status, g.directory_id)
+              and (m.old_name, m.old_display_name, m.old_description, m.old_status, m.old_directory_id)
                   is distinct from (m.group_name, m.display_name, m.description, 'active', $2)
             "#,
             self.run_id,

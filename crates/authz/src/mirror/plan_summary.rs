@@ -1,5 +1,6 @@
 //! The plan read back: counts, hash, and the rows that people are shown.
 
+use sha2::{Digest, Sha256};
 use sqlx::PgConnection;
 
 use super::Run;
@@ -7,6 +8,7 @@ use super::report::{
     ActionChanges, Change, Conflict, Counts, GroupChange, Kinds, MembershipChange, Plan, SHOWN, Shrinking,
     Tally, Totals, UserChange,
 };
+use crate::audit::canonical::to_hex;
 use crate::error::Error;
 
 impl Run {
@@ -177,6 +179,13 @@ impl Run {
         .fetch_one(tx)
         .await?;
         Ok(hash)
+    }
+
+    /// [`Self::hash`] where no row is planned.
+    pub(super) fn hash_of_nothing(&self) -> String {
+        let mut hash = to_hex(&Sha256::digest(self.directory.as_str()));
+        hash.truncate(16);
+        hash
     }
 
     async fn incomplete_groups(&self, tx: &mut PgConnection) -> Result<Vec<String>, Error> {

@@ -14,8 +14,10 @@ use crate::name::{GroupName, UserName};
 
 /// Pages of users that may wait until the mirror's users are read.
 const WAITING_PAGES: usize = 64;
-/// So many users or groups go to the database at once.
+/// So many users go to the database at once.
 const AT_ONCE: usize = 4096;
+/// The same of groups: the last of them are sent when the crawl has ended, and waited for.
+const GROUPS_AT_ONCE: usize = 512;
 const COPY_GROUPS: &str = "copy authz.sync_stage_groups (run_id, external_id, group_name, display_name, description) \
                            from stdin (format binary)";
 const COPY_USERS: &str = "copy authz.sync_stage_users (run_id, external_id, user_name, display_name, suspended) \
@@ -150,7 +152,11 @@ impl Run {
                     staging.ready_groups.push(group.clone());
                 }
             }
-            if staging.ready_groups.len() >= AT_ONCE { self.flush_groups(&mut staging).await } else { Ok(()) }
+            if staging.ready_groups.len() >= GROUPS_AT_ONCE {
+                self.flush_groups(&mut staging).await
+            } else {
+                Ok(())
+            }
         })
         .await
     }
