@@ -67,6 +67,7 @@ mod follow;
 mod lend;
 mod listen;
 mod load;
+mod memberships;
 mod model;
 mod poll;
 mod refresher;

@@ -308,7 +308,8 @@ async fn read_users(
     for row in rows {
         let suspended = suspended(&row.status)?;
         let mut nodes = Vec::new();
-        model.nodes_of(row.user_id, row.directory_id, row.groups.into_iter(), &mut nodes);
+        let groups = row.groups.into_iter().filter_map(|group| model.node(Node::Group(group)));
+        model.nodes_of(row.user_id, row.directory_id, groups, &mut nodes);
         let keys = [
             Some(row.user_name.clone().into_bytes()),
             row.external_id.filter(|id| by_sub && id.len() <= MAX_SUB_BYTES).map(|sub| users::sub_key(&sub)),

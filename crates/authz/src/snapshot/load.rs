@@ -1,17 +1,19 @@
-//! The full load: the graph, the users and their memberships, each as a stream.
+//! The full load: the graph, the users and the members of groups, each as a stream.
 
+use std::num::NonZero;
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
-use sqlx::{Executor, PgConnection};
+use sqlx::PgConnection;
 
 use super::actions::Actions;
 use super::copy::{Field, Rows};
+use super::memberships::{Memberships, NodesByUser};
 use super::model::{Model, Node};
 use super::poll::Mark;
 use super::row::{NEVER, Row};
 use super::state::{Size, State};
-use super::users::{self, Builder, Nodes, Unfit};
+use super::users::{self, Builder, Built, Nodes, Unfit, Users};
 use crate::decision::Revision;
 use crate::error::Error;
 use crate::name::MAX_SUB_BYTES;
@@ -37,8 +39,6 @@ const GRAPH: &str = "copy (
         where g.status <> 'active' and g.group_id in (select ga.group_id from authz.group_actions ga)
         union all
         select 6, null, null, a.action_name, null from authz.actions a
-        union all
-        select 7, count(*), null, null, null from authz.groups g where g.status <> 'deleted'
     ) to stdout (format binary)";
 /// The users by themselves: a join would have the server hash all of them.
 const USERS: &str = "copy (
@@ -48,26 +48,18 @@ const USERS: &str = "copy (
 const USERS_AND_SUBS: &str = "copy (
         select u.user_id, u.status, u.directory_id, u.user_name, u.external_id from authz.users u where u.status <> 'deleted'
     ) to stdout (format binary)";
-/// One row per user, for a message each costs more than what is in it. Of many users the index `group_users_by_user` gives
-/// them in this order, so nothing is sorted and nothing is hashed.
+/// The members of the groups that some grant reaches, in the order in which they are named. One row per group, each looked up
+/// by the primary key: so nothing is sorted, nothing is hashed, and other groups cost nothing.
 const MEMBERSHIPS: &str = "copy (
-        select gu.user_id, array_agg(gu.group_id) from authz.group_users gu group by gu.user_id order by gu.user_id
-    ) to stdout (format binary)";
-/// Those that some grant reaches.
-const RELEVANT_MEMBERSHIPS: &str = "copy (
-        select gu.user_id, array_agg(gu.group_id)
-        from authz.group_users gu
-        where gu.group_id in (
-            select an.group_id from authz.group_ancestors an
-            where an.ancestor_id in (select ga.group_id from authz.group_actions ga))
-        group by gu.user_id
-        order by gu.user_id
+        select g.group_id, array(select gu.user_id from authz.group_users gu where gu.group_id = g.group_id)
+        from unnest(string_to_array(current_setting('authz.snapshot_groups'), ',')::bigint[]) as g (group_id)
     ) to stdout (format binary)";
 
-/// The memberships of so many users the server hashes and sorts in memory, which takes less than to follow an index.
-const FIT_IN_MEMORY: usize = 5_000;
 /// So many rows are taken in before other tasks have a turn.
 const ROWS_PER_TURN: usize = 512;
+
+/// At most so many processors make the entries of the users: the host has other work.
+const PROCESSORS: usize = 4;
 
 /// What a load makes: the refresher's part and the readers' part.
 pub(super) struct Loaded {
@@ -84,8 +76,7 @@ pub(super) async fn load(
     at: (Revision, Mark),
     by_sub: bool,
 ) -> Result<Loaded, Error> {
-    let Graph { model, names, groups } = graph(connection).await?;
-    let most_are_relevant = model.groups() * 2 > groups;
+    let Graph { model, names } = graph(connection).await?;
     let model = Arc::new(model);
     // Rows are made while the users come in.
     let rows = tokio::task::spawn_blocking({
@@ -96,12 +87,10 @@ pub(super) async fn load(
             (Arc::new(actions), model.everything())
         }
     });
-    let builder = stream(connection, &model, by_sub, most_are_relevant).await?;
+    let people = people(connection, by_sub).await?;
+    let memberships = memberships(connection, &model, &people).await?;
     let rows = rows.await.map_err(ended)?;
-    let users = tokio::task::spawn_blocking(|| builder.finish())
-        .await
-        .map_err(ended)?
-        .map_err(|Unfit| Error::Unreadable { what: "one name of two users".to_owned() })?;
+    let users = users(&model, people, memberships).await?;
     let model = Arc::into_inner(model).ok_or(Error::SnapshotClosed)?;
     let state = state(at, users, rows, &model);
     Ok(Loaded { model, state })
@@ -115,7 +104,7 @@ pub(super) fn ended(_: tokio::task::JoinError) -> Error {
 /// A state with its size.
 pub(super) fn state(
     (revision, mark): (Revision, Mark),
-    users: users::Users,
+    users: Users,
     (actions, everything): (Arc<Actions>, Option<Row>),
     model: &Model,
 ) -> State {
@@ -134,12 +123,10 @@ struct Graph {
     model: Model,
     /// Of the actions.
     names: Vec<Arc<str>>,
-    /// How many there are, also those that no grant reaches.
-    groups: usize,
 }
 
 async fn graph(connection: &mut PgConnection) -> Result<Graph, Error> {
-    let Graph { mut model, mut names, mut groups } = Graph::default();
+    let Graph { mut model, mut names } = Graph::default();
     let (mut new, mut deleted) = (Vec::new(), Vec::new());
     rows(connection, GRAPH, |[kind, id, ids, name, end]| {
         match kind.int4_or_null()? {
@@ -153,8 +140,7 @@ async fn graph(connection: &mut PgConnection) -> Result<Graph, Error> {
             Some(3) => model.grant(Node::Group(id.int8()?), name.text()?, end_in(end)?, &mut new),
             Some(4) => model.grant(Node::User(id.int8()?), name.text()?, end_in(end)?, &mut new),
             Some(5) => deleted.push(id.int8()?),
-            Some(6) => names.push(name.text()?.into()),
-            _ => groups = usize::try_from(id.int8()?).unwrap_or(0),
+            _ => names.push(name.text()?.into()),
         }
         Ok(())
     })
@@ -165,7 +151,7 @@ async fn graph(connection: &mut PgConnection) -> Result<Graph, Error> {
     }
     model.settle();
     model.link();
-    Ok(Graph { model, names, groups })
+    Ok(Graph { model, names })
 }
 
 /// The end of a grant as rows hold it.
@@ -173,50 +159,79 @@ fn end_in(expires_at: Field<'_>) -> Result<i64, Error> {
     Ok(expires_at.micros_or_null()?.unwrap_or(NEVER))
 }
 
-/// The users, then their memberships, both in the order of their ids.
-async fn stream(
-    connection: &mut PgConnection,
-    model: &Model,
-    by_sub: bool,
-    most_are_relevant: bool,
-) -> Result<Builder, Error> {
+async fn people(connection: &mut PgConnection, by_sub: bool) -> Result<People, Error> {
     let mut people = People::default();
     let users = if by_sub { USERS_AND_SUBS } else { USERS };
     rows(connection, users, |row| people.push(row)).await?;
-    people.sort();
-    if most_are_relevant && people.rows.len() > FIT_IN_MEMORY {
-        // For this transaction only. Without them the planner prefers to hash and sort all memberships on disk.
-        connection.execute("set local enable_hashagg = off; set local enable_sort = off").await?;
-    }
-    let mut builder = Builder::new(people.rows.len(), Nodes::of(model.nodes()));
-    let mut waiting = people.iter().peekable();
-    let mut nodes = Vec::new();
-    let mut take = |person: Person<'_>, groups: &mut dyn Iterator<Item = i64>| {
-        model.nodes_of(person.user_id, person.directory_id, groups, &mut nodes);
-        let Person { user_id, suspended, name, .. } = person;
-        builder.push(user_id, suspended, name.as_bytes(), name, &nodes)?;
-        match person.sub {
-            Some(sub) => builder.push(user_id, suspended, &users::sub_key(sub), name, &nodes),
-            None => Ok(()),
-        }
-    };
-    let memberships = if most_are_relevant { MEMBERSHIPS } else { RELEVANT_MEMBERSHIPS };
-    rows(connection, memberships, |[user_id, groups]| {
-        let user_id = user_id.int8()?;
-        while let Some(person) = waiting.next_if(|person| person.user_id <= user_id) {
-            if person.user_id == user_id {
-                take(person, &mut groups.int8s()?)?;
-            } else {
-                take(person, &mut std::iter::empty())?;
-            }
+    Ok(people)
+}
+
+/// The members of the groups in the order of their nodes, so that each user's nodes come sorted.
+async fn memberships(
+    connection: &mut PgConnection,
+    model: &Model,
+    people: &People,
+) -> Result<Memberships, Error> {
+    let groups = model.groups_by_node();
+    let ids: Vec<String> = groups.iter().map(|(_, group)| group.to_string()).collect();
+    // `copy` takes no parameters.
+    sqlx::query!(r#"select set_config('authz.snapshot_groups', $1, true) as "set!""#, ids.join(","))
+        .fetch_one(&mut *connection)
+        .await?;
+    let mut memberships = Memberships::of(people.rows.iter().map(|row| row.user_id));
+    rows(connection, MEMBERSHIPS, |[group_id, users]| {
+        if let Some(node) = model.node(Node::Group(group_id.int8()?)) {
+            memberships.add(node, users.int8s()?);
         }
         Ok(())
     })
     .await?;
-    for person in waiting {
-        take(person, &mut std::iter::empty())?;
+    Ok(memberships)
+}
+
+/// Of each user what a check needs, made by several processors.
+async fn users(model: &Arc<Model>, people: People, memberships: Memberships) -> Result<Users, Error> {
+    let people = Arc::new(people);
+    let memberships = tokio::task::spawn_blocking(|| Arc::new(memberships.by_user())).await.map_err(ended)?;
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get).min(PROCESSORS);
+    let parts = Builder::parts(people.rows.len(), Nodes::of(model.nodes()), processors);
+    let working: Vec<_> = parts
+        .into_iter()
+        .map(|part| {
+            let (model, people, memberships) =
+                (Arc::clone(model), Arc::clone(&people), Arc::clone(&memberships));
+            tokio::task::spawn_blocking(move || entries(part, &model, &people, &memberships))
+        })
+        .collect();
+    let mut built = Vec::with_capacity(working.len());
+    for part in working {
+        built.push(part.await.map_err(ended)??);
     }
-    Ok(builder)
+    Users::of(built).map_err(unfit)
+}
+
+fn entries(
+    mut builder: Builder,
+    model: &Model,
+    people: &People,
+    memberships: &NodesByUser,
+) -> Result<Built, Error> {
+    let mut nodes = Vec::new();
+    for (person, groups) in people.iter().zip(memberships.iter()) {
+        let Person { user_id, directory_id, suspended, name, sub } = person;
+        let sub = sub.map(users::sub_key);
+        for key in [Some(name.as_bytes()), sub.as_deref()].into_iter().flatten() {
+            if builder.takes(key) {
+                model.nodes_of(user_id, directory_id, groups.iter().copied(), &mut nodes);
+                builder.push(user_id, suspended, key, name, &nodes)?;
+            }
+        }
+    }
+    builder.finish().map_err(unfit)
+}
+
+fn unfit(_: Unfit) -> Error {
+    Error::Unreadable { what: "one name of two users".to_owned() }
 }
 
 /// Calls `each` with every row that a `copy` gives.
@@ -281,10 +296,6 @@ impl People {
             sub: sub.map(length),
         });
         Ok(())
-    }
-
-    fn sort(&mut self) {
-        self.rows.sort_unstable_by_key(|row| row.user_id);
     }
 
     fn iter(&self) -> impl Iterator<Item = Person<'_>> {

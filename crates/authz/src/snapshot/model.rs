@@ -63,16 +63,23 @@ impl Model {
         self.next_node as usize
     }
 
+    /// The groups that have nodes, sorted by those.
+    pub(super) fn groups_by_node(&self) -> Vec<(u32, i64)> {
+        let mut groups: Vec<_> = self.groups.iter().map(|(group, node)| (*node, *group)).collect();
+        groups.sort_unstable();
+        groups
+    }
+
     /// The nodes of a user: of the groups, of the user's directory, of the user; sorted.
     pub(super) fn nodes_of(
         &self,
         user_id: i64,
         directory_id: Option<i32>,
-        groups: impl Iterator<Item = i64>,
+        groups: impl Iterator<Item = u32>,
         nodes: &mut Vec<u32>,
     ) {
         nodes.clear();
-        nodes.extend(groups.filter_map(|group| self.node(Node::Group(group))));
+        nodes.extend(groups);
         nodes.extend(directory_id.and_then(|directory| self.node(Node::Everyone(directory))));
         if !self.users.is_empty() {
             nodes.extend(self.node(Node::User(user_id)));

@@ -249,10 +249,11 @@ mod tests {
 
     use super::*;
     use crate::snapshot::model::Model;
-    use crate::snapshot::users::{Builder, Nodes};
+    use crate::snapshot::users::{Builder, Nodes, Users};
 
     fn state(revision: i64) -> State {
-        let users = Builder::new(0, Nodes::of(0)).finish().unwrap();
+        let parts = Builder::parts(0, Nodes::of(0), 1).into_iter().map(|part| part.finish().unwrap());
+        let users = Users::of(parts.collect()).unwrap();
         let at = (Revision(revision), super::super::poll::Mark::default());
         crate::snapshot::load::state(at, users, (Arc::default(), None), &Model::default())
     }

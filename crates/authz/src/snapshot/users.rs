@@ -295,21 +295,48 @@ impl Users {
     }
 }
 
-/// Takes users in any order and makes [`Users`] of them.
+/// Takes users in any order and makes a part of [`Users`] of them.
 pub(super) struct Builder {
     shift: u32,
+    /// The shards of this part, of which this is the first.
+    first: usize,
     shards: Vec<Vec<u32>>,
     nodes_are: Nodes,
 }
 
+/// What a [`Builder`] has made.
+pub(super) struct Built {
+    shift: u32,
+    shards: Vec<Shard>,
+    nodes_are: Nodes,
+}
+
 impl Builder {
-    /// For about so many users.
-    pub(super) fn new(expected: usize, nodes_are: Nodes) -> Self {
+    /// As many builders as asked for, or fewer: every key is one's, so that each can work on a processor of its own. For
+    /// about so many users.
+    pub(super) fn parts(expected: usize, nodes_are: Nodes, parts: usize) -> Vec<Self> {
         // At least two shards, so that the shift stays below the width of the hash.
         let shards = (expected / USERS_PER_SHARD).next_power_of_two().max(2);
-        Self { shift: 64 - shards.trailing_zeros(), shards: vec![Vec::new(); shards], nodes_are }
+        let shift = 64 - shards.trailing_zeros();
+        let each = shards.div_ceil(parts.max(1));
+        (0..shards)
+            .step_by(each)
+            .map(|first| Self { shift, first, shards: vec![Vec::new(); each.min(shards - first)], nodes_are })
+            .collect()
     }
 
+    /// Whether the entry under this key is in this part.
+    pub(super) fn takes(&self, key: &[u8]) -> bool {
+        self.place(key).is_some()
+    }
+
+    fn place(&self, key: &[u8]) -> Option<usize> {
+        let place = shard_of(hash_of(key), self.shift).checked_sub(self.first)?;
+        (place < self.shards.len()).then_some(place)
+    }
+
+    /// Adds a user, if this part takes the key.
+    ///
     /// # Errors
     /// [`Error::Unreadable`] if the user is in more groups than an entry can hold.
     pub(super) fn push(
@@ -321,36 +348,41 @@ impl Builder {
         nodes: &[u32],
     ) -> Result<(), Error> {
         fits(key, nodes)?;
-        let shard = shard_of(hash_of(key), self.shift);
-        if let Some(shard) = self.shards.get_mut(shard) {
-            let past = |Unfit| Error::Unreadable { what: format!("a node past {FEW_NODES} among few") };
-            write_entry(shard, self.nodes_are, user_id, suspended, key, name, nodes).map_err(past)?;
-        }
-        Ok(())
+        let shard = self.place(key).and_then(|place| self.shards.get_mut(place));
+        let most = self.nodes_are.most();
+        let past =
+            |Unfit| Error::Unreadable { what: format!("a node past the {most} that an entry can name") };
+        shard.map_or(Ok(()), |shard| {
+            write_entry(shard, self.nodes_are, user_id, suspended, key, name, nodes).map_err(past)
+        })
     }
 
     /// # Errors
     /// [`Unfit`].
-    pub(super) fn finish(self) -> Result<Users, Unfit> {
-        let mut shards = Vec::with_capacity(self.shards.len());
-        let (mut users, mut memberships, mut bytes) = (0, 0, size_of::<Shard>() * self.shards.len());
+    pub(super) fn finish(self) -> Result<Built, Unfit> {
+        let Self { shift, shards, nodes_are, .. } = self;
         // Each draft goes before the next block is made, so that the peak is little more than one copy.
-        for draft in self.shards {
-            let shard = assemble(self.nodes_are, &draft)?;
-            let (more_users, more_memberships) = counts(&shard);
-            users += more_users;
+        let shards = shards.into_iter().map(|draft| assemble(nodes_are, &draft)).collect::<Result<_, _>>()?;
+        Ok(Built { shift, shards, nodes_are })
+    }
+}
+
+impl Users {
+    /// All parts together, in their order.
+    ///
+    /// # Errors
+    /// [`Unfit`] if there is none.
+    pub(super) fn of(parts: Vec<Built>) -> Result<Self, Unfit> {
+        let Some(&Built { shift, nodes_are, .. }) = parts.first() else { return Err(Unfit) };
+        let shards: Arc<[Shard]> = parts.into_iter().flat_map(|part| part.shards).collect();
+        let (mut count, mut memberships, mut bytes) = (0, 0, size_of::<Shard>() * shards.len());
+        for shard in &*shards {
+            let (more_users, more_memberships) = counts(shard);
+            count += more_users;
             memberships += more_memberships;
-            bytes += bytes_of(&shard);
-            shards.push(shard);
+            bytes += bytes_of(shard);
         }
-        Ok(Users {
-            shift: self.shift,
-            shards: shards.into(),
-            nodes_are: self.nodes_are,
-            count: users,
-            memberships,
-            bytes,
-        })
+        Ok(Self { shift, shards, nodes_are, count, memberships, bytes })
     }
 }
 

@@ -10,11 +10,18 @@ fn new(user_id: i64, key: &str, nodes: &[u32]) -> NewUser {
 }
 
 fn built_as(nodes_are: Nodes, users: &[NewUser]) -> Users {
-    let mut builder = Builder::new(users.len() / 3, nodes_are);
+    built_by(3, nodes_are, users)
+}
+
+fn built_by(parts: usize, nodes_are: Nodes, users: &[NewUser]) -> Users {
+    let mut builders = Builder::parts(users.len() / 3, nodes_are, parts);
     for user in users {
-        builder.push(user.id, user.suspended, &user.key, &user.name, &user.nodes).unwrap();
+        assert_eq!(builders.iter().filter(|builder| builder.takes(&user.key)).count(), 1);
+        for builder in &mut builders {
+            builder.push(user.id, user.suspended, &user.key, &user.name, &user.nodes).unwrap();
+        }
     }
-    builder.finish().unwrap()
+    Users::of(builders.into_iter().map(|builder| builder.finish().unwrap()).collect()).unwrap()
 }
 
 fn built(users: &[NewUser]) -> Users {
@@ -43,6 +50,20 @@ fn every_key_is_found_and_no_other() {
         assert!((0..1_000).all(|n| users.get(Key::of_bytes(format!("v{n}").as_bytes())).is_none()));
         assert_eq!((users.count, users.memberships), (list.len(), 2 * list.len()));
     }
+}
+
+#[test]
+fn parts_are_the_whole() {
+    let list: Vec<_> = (0_u32..5_000).map(|n| new(n.into(), &format!("u{n}"), &[n, 7 + n])).collect();
+    let whole = built_by(1, Nodes::Short, &list);
+    for parts in [0, 2, 3, 4, 5, 100] {
+        let users = built_by(parts, Nodes::Short, &list);
+        assert_eq!(all(&users), all(&whole));
+        let totals = |users: &Users| (users.count, users.memberships, users.bytes, users.shards.len());
+        assert_eq!(totals(&users), totals(&whole), "{parts}");
+        assert!(list.iter().all(|user| users.get(Key::of_bytes(&user.key)).is_some()));
+    }
+    assert!(Users::of(Vec::new()).is_err());
 }
 
 #[test]
@@ -88,7 +109,7 @@ fn few_nodes_are_held_as_a_set() {
     }
     // One node too many.
     assert!(users.replace(&HashSet::from([9]), false, &[new(9, "u9", &[256])]).is_err());
-    let mut builder = Builder::new(1, Nodes::Few);
+    let mut builder = Builder::parts(1, Nodes::Few, 1).remove(0);
     assert!(builder.push(1, false, b"a", "a", &[256]).is_err());
     for count in (0..600).chain((0..200_000).step_by(1_000)) {
         assert!(Nodes::of(count).hold(count), "{count}");
