@@ -254,6 +254,9 @@ impl Snapshot {
     }
 }
 
+/// Between two polls.
+const LEAST_INTERVAL: Duration = Duration::from_millis(1);
+
 /// The settings of a [`Snapshot`].
 #[derive(Debug, Clone)]
 #[must_use = "nothing is loaded before `start`"]
@@ -285,8 +288,8 @@ impl Options {
         self
     }
 
-    /// How often the database is asked whether something has changed; 1 second unless set, and at least three times in
-    /// [`Self::max_staleness`].
+    /// How often the database is asked whether something has changed; 1 second unless set, at least three times in
+    /// [`Self::max_staleness`], and at most every millisecond.
     pub const fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = interval;
         self
@@ -312,16 +315,38 @@ impl Options {
         self
     }
 
+    /// A poll that is late once must not make the snapshot stale, and polls without a pause would do nothing else.
+    fn interval(&self) -> Duration {
+        self.poll_interval.min(self.max_staleness / 3).max(LEAST_INTERVAL)
+    }
+
     /// Loads the permissions, then keeps them fresh by a task on the current runtime.
     ///
     /// # Errors
     /// [`Error::Database`] if the database does not answer; [`Error::NotMigrated`].
     pub async fn start(mut self, pool: PgPool) -> Result<Snapshot, Error> {
-        // A poll that is late once must not make the snapshot stale.
-        self.poll_interval = self.poll_interval.min(self.max_staleness / 3);
+        self.poll_interval = self.interval();
         let by_sub = self.by_sub;
         let (refresher, shared, owner) = Refresher::first(self, pool).await?;
         tokio::spawn(refresher.run());
         Ok(Snapshot { shared, _owner: Arc::new(owner), by_sub })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn polls_are_three_in_the_bound_and_never_without_a_pause() {
+        let interval = |poll: u64, max: u64| {
+            let options = Snapshot::options().poll_interval(Duration::from_millis(poll));
+            options.max_staleness(Duration::from_millis(max)).interval().as_millis()
+        };
+        assert_eq!(
+            [interval(1_000, 30_000), interval(20_000, 30_000), interval(5, 30_000)],
+            [1_000, 10_000, 5]
+        );
+        assert_eq!([interval(0, 30_000), interval(1_000, 0), interval(0, 0)], [1, 1, 1]);
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures_util::TryStreamExt;
 use sqlx::PgConnection;
+use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use super::actions::Actions;
 use super::copy::{Field, Rows};
@@ -55,8 +56,9 @@ const MEMBERSHIPS: &str = "copy (
         from unnest(string_to_array(current_setting('authz.snapshot_groups'), ',')::bigint[]) as g (group_id)
     ) to stdout (format binary)";
 
-/// So many rows are taken in before other tasks have a turn.
+/// So many rows, or members of groups, are taken in before other tasks have a turn.
 const ROWS_PER_TURN: usize = 512;
+const MEMBERS_PER_TURN: usize = 8_192;
 
 /// At most so many processors make the entries of the users: the host has other work.
 const PROCESSORS: usize = 4;
@@ -67,19 +69,24 @@ pub(super) struct Loaded {
     pub(super) state: State,
 }
 
-/// Loads all, inside a transaction that sees one state throughout, on a connection that is [`Lent`](crate::lent::Lent).
+/// All that a load reads.
+pub(super) struct Read {
+    model: Arc<Model>,
+    /// The rows of the actions, and that of everything.
+    rows: JoinHandle<(Arc<Actions>, Option<Row>)>,
+    people: People,
+    memberships: Memberships,
+}
+
+/// Reads all, inside a transaction that sees one state throughout, on a connection that is [`Lent`](crate::lent::Lent).
 ///
 /// # Errors
 /// [`Error::Database`], or [`Error::Unreadable`] for what this version does not understand.
-pub(super) async fn load(
-    connection: &mut PgConnection,
-    at: (Revision, Mark),
-    by_sub: bool,
-) -> Result<Loaded, Error> {
+pub(super) async fn read_all(connection: &mut PgConnection, by_sub: bool) -> Result<Read, Error> {
     let Graph { model, names } = graph(connection).await?;
     let model = Arc::new(model);
     // Rows are made while the users come in.
-    let rows = tokio::task::spawn_blocking({
+    let rows = spawn_blocking({
         let model = Arc::clone(&model);
         move || {
             let mut actions = Actions::default();
@@ -88,16 +95,33 @@ pub(super) async fn load(
         }
     });
     let people = people(connection, by_sub).await?;
-    let memberships = memberships(connection, &model, &people).await?;
-    let rows = rows.await.map_err(ended)?;
-    let users = users(&model, people, memberships).await?;
-    let model = Arc::into_inner(model).ok_or(Error::SnapshotClosed)?;
-    let state = state(at, users, rows, &model);
-    Ok(Loaded { model, state })
+    let (people, empty) = spawn_blocking(move || {
+        let memberships = Memberships::of(people.rows.iter().map(|row| row.user_id));
+        (people, memberships)
+    })
+    .await
+    .map_err(ended)?;
+    let memberships = memberships(connection, &model, empty).await?;
+    Ok(Read { model, rows, people, memberships })
+}
+
+impl Read {
+    /// What readers and the refresher make of it.
+    ///
+    /// # Errors
+    /// [`Error::Unreadable`] if it does not fit together.
+    pub(super) async fn into_loaded(self, at: (Revision, Mark)) -> Result<Loaded, Error> {
+        let Self { model, rows, people, memberships } = self;
+        let users = users(&model, people, memberships).await?;
+        let rows = rows.await.map_err(ended)?;
+        let model = Arc::into_inner(model).ok_or(Error::SnapshotClosed)?;
+        let state = state(at, users, rows, &model);
+        Ok(Loaded { model, state })
+    }
 }
 
 /// Work off the runtime's threads that did not end: the runtime is going down.
-pub(super) fn ended(_: tokio::task::JoinError) -> Error {
+pub(super) fn ended(_: JoinError) -> Error {
     Error::Database(sqlx::Error::WorkerCrashed)
 }
 
@@ -170,29 +194,46 @@ async fn people(connection: &mut PgConnection, by_sub: bool) -> Result<People, E
 async fn memberships(
     connection: &mut PgConnection,
     model: &Model,
-    people: &People,
+    mut memberships: Memberships,
 ) -> Result<Memberships, Error> {
     let groups = model.groups_by_node();
     let ids: Vec<String> = groups.iter().map(|(_, group)| group.to_string()).collect();
-    // `copy` takes no parameters.
-    sqlx::query!(r#"select set_config('authz.snapshot_groups', $1, true) as "set!""#, ids.join(","))
-        .fetch_one(&mut *connection)
-        .await?;
-    let mut memberships = Memberships::of(people.rows.iter().map(|row| row.user_id));
-    rows(connection, MEMBERSHIPS, |[group_id, users]| {
-        if let Some(node) = model.node(Node::Group(group_id.int8()?)) {
-            memberships.add(node, users.int8s()?);
-        }
-        Ok(())
-    })
+    // `copy` takes no parameters. Where statistics are old, each group could be looked for in all of the table.
+    sqlx::query!(
+        r#"select set_config('authz.snapshot_groups', $1, true) as "groups!", set_config('enable_seqscan', 'off', true) as "scan!""#,
+        ids.join(",")
+    )
+    .fetch_one(&mut *connection)
     .await?;
+    let mut chunks = connection.copy_out_raw(MEMBERSHIPS).await?;
+    let (mut rows, mut taken) = (Rows::default(), 0);
+    let mut read: Vec<(u32, Vec<i64>)> = Vec::new();
+    while let Some(chunk) = chunks.try_next().await? {
+        rows.feed(&chunk, |[group_id, users]| {
+            if let Some(node) = model.node(Node::Group(group_id.int8()?)) {
+                read.push((node, users.int8s()?.collect()));
+            }
+            Ok(())
+        })?;
+        for (node, users) in read.drain(..) {
+            for users in users.chunks(MEMBERS_PER_TURN) {
+                memberships.add(node, users.iter().copied());
+                taken += users.len();
+                if taken >= MEMBERS_PER_TURN {
+                    taken = 0;
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+    rows.end()?;
     Ok(memberships)
 }
 
 /// Of each user what a check needs, made by several processors.
 async fn users(model: &Arc<Model>, people: People, memberships: Memberships) -> Result<Users, Error> {
     let people = Arc::new(people);
-    let memberships = tokio::task::spawn_blocking(|| Arc::new(memberships.by_user())).await.map_err(ended)?;
+    let memberships = spawn_blocking(|| Arc::new(memberships.by_user())).await.map_err(ended)?;
     let processors = std::thread::available_parallelism().map_or(1, NonZero::get).min(PROCESSORS);
     let parts = Builder::parts(people.rows.len(), Nodes::of(model.nodes()), processors);
     let working: Vec<_> = parts
@@ -200,7 +241,7 @@ async fn users(model: &Arc<Model>, people: People, memberships: Memberships) -> 
         .map(|part| {
             let (model, people, memberships) =
                 (Arc::clone(model), Arc::clone(&people), Arc::clone(&memberships));
-            tokio::task::spawn_blocking(move || entries(part, &model, &people, &memberships))
+            spawn_blocking(move || entries(part, &model, &people, &memberships))
         })
         .collect();
     let mut built = Vec::with_capacity(working.len());

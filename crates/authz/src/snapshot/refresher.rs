@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use sqlx::{PgConnection, PgPool};
 use tokio::sync::watch;
 
-use super::load::{Loaded, load};
+use super::load::{Loaded, read_all};
 use super::model::Model;
 use super::poll::{self, Poll, Reads};
 use super::shared::Shared;
@@ -227,12 +227,16 @@ async fn refresh_on(
         })
         .await?;
     }
-    if loaded.is_none() {
-        *kind = Kind::Full;
-        let patience = options.max_staleness.saturating_mul(10).max(LOAD_PATIENCE);
-        loaded = Some(within(patience, load(&mut transaction, at, options.by_sub)).await?);
+    if loaded.is_some() {
+        within(patience, async { Ok(transaction.commit().await?) }).await?;
+        return Ok(Refreshed { poll, loaded });
     }
+    *kind = Kind::Full;
+    let load_patience = options.max_staleness.saturating_mul(10).max(LOAD_PATIENCE);
+    let read = within(load_patience, read_all(&mut transaction, options.by_sub)).await?;
+    // The database is not held for what is made of it.
     within(patience, async { Ok(transaction.commit().await?) }).await?;
+    let loaded = Some(within(load_patience, read.into_loaded(at)).await?);
     Ok(Refreshed { poll, loaded })
 }
 

@@ -35,6 +35,8 @@ const ENTRY: usize = 1;
 const ID: usize = 2;
 /// So few that a bucket and its entry are mostly on one page of memory.
 const USERS_PER_SHARD: usize = 64;
+/// So many are too many. Sixteen bits say where an entry lies, so the more there are the more room would be wasted for each.
+const MOST_PER_SHARD: u32 = 4_096;
 const NAME_BITS: u32 = 11;
 const NODE_BITS: u32 = 20;
 /// Marks an entry under another key than the name (the `sub`): it is not counted as a user.
@@ -165,8 +167,8 @@ pub(super) struct NewUser {
     pub(super) nodes: Vec<u32>,
 }
 
-/// Two users under one key, which the database does not allow, or a node past [`Nodes::hold`]: the state is not what it
-/// was taken for.
+/// Two users under one key, which the database does not allow, a node past [`Nodes::hold`], or so many more users than at the last
+/// full load that the shards are too few: the state is not what it was taken for.
 #[derive(Debug)]
 pub(super) struct Unfit;
 
@@ -562,10 +564,13 @@ fn assemble(nodes_are: Nodes, drafted: &[u32]) -> Result<Shard, Unfit> {
             memberships += u32::try_from(user.nodes).unwrap_or(u32::MAX);
         }
     }
+    if total > MOST_PER_SHARD {
+        return Err(Unfit);
+    }
     // INVARIANT: one lane at least stays empty, so a search ends (held by `every_key_is_found_and_no_other`).
     let buckets = total / FILL + 1;
     let most = |unit: u32| first_entry(buckets, unit) + drafted.len() + ((total as usize) << unit);
-    let unit = (0..usize::BITS / 2).find(|unit| most(*unit) >> unit <= usize::from(u16::MAX)).ok_or(Unfit)?;
+    let unit = (0..usize::BITS / 2).find(|unit| u16::try_from(most(*unit) >> unit).is_ok()).ok_or(Unfit)?;
     let first_entry = first_entry(buckets, unit);
     let mut words = Vec::with_capacity(first_entry + drafted.len());
     words.extend([users, memberships]);

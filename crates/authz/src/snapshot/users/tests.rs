@@ -142,8 +142,10 @@ fn short_nodes_are_those_of_the_list() {
 #[test]
 fn entries_of_any_size_are_found() {
     let nodes: Vec<u32> = (0..60_000).collect();
-    let list: Vec<_> =
-        (0_i64..200).map(|n| new(n, &format!("u{n}"), nodes.get(..300 * n as usize).unwrap())).collect();
+    let list: Vec<_> = (0_i64..)
+        .zip(0..200)
+        .map(|(id, n)| new(id, &format!("u{id}"), nodes.get(..300 * n).unwrap()))
+        .collect();
     for nodes_are in [Nodes::Listed, Nodes::Short] {
         let mut users = built_as(nodes_are, &list);
         for round in 0..2 {
@@ -159,6 +161,44 @@ fn entries_of_any_size_are_found() {
             assert_eq!(all(&users), all(&built_as(nodes_are, &list)), "{round}");
             users = users.replace(&HashSet::from([100]), true, &list[100..101]).unwrap();
         }
+    }
+}
+
+/// Users come one after another to what was loaded without any.
+#[test]
+fn growth_that_a_full_load_has_to_take_is_noticed() {
+    let mut users = built(&[]);
+    let most = (0..).step_by(1_000).find(|first| {
+        let added: Vec<_> = (*first..first + 1_000).map(|n| new(n, &format!("u{n}"), &[1, 2])).collect();
+        match users.replace(&HashSet::new(), false, &added) {
+            Ok(more) => users = more,
+            Err(Unfit) => return true,
+        }
+        assert!(users.bytes < 200 * (users.count + 1_000), "{} bytes of {} users", users.bytes, users.count);
+        false
+    });
+    assert!((4_000..16_000).contains(&most.unwrap()), "{most:?}");
+}
+
+#[test]
+fn sub_of_a_user_in_many_groups_is_found() {
+    let nodes: Vec<u32> = (0..5_000).collect();
+    let list: Vec<_> = (0..60)
+        .flat_map(|id| {
+            let sub = NewUser { key: sub_key(&format!("s{id}")), ..new(id, "", &nodes) };
+            [new(id, &format!("u{id}"), &nodes), sub]
+        })
+        .collect();
+    for nodes_are in [Nodes::Listed, Nodes::Short] {
+        let users = built_as(nodes_are, &list);
+        assert!(users.shards.iter().any(|shard| shard.unit > 0));
+        let users = users.replace(&HashSet::from([7]), true, &list[14..16]).unwrap();
+        for user in &list {
+            assert_eq!(users.get(Key::of_bytes(&user.key)).unwrap().id, user.id);
+            let named = users.name_of(Key::of_bytes(&user.key)).map(|name| name.to_string());
+            assert_eq!(named, (user.key[0] == ALIAS).then(|| user.name.clone()));
+        }
+        assert_eq!((users.count, users.memberships), (60, 300_000));
     }
 }
 
