@@ -213,9 +213,9 @@ impl Authz {
         Operation::ask(self, user.into(), Ok(Question::named(action)))
     }
 
-    /// The same where it was decided already, by a web layer or a snapshot for example.
-    pub fn operation_permitted<A>(&self, permit: Permit<A>) -> Operation<'_, A> {
-        Operation::permitted(self, permit)
+    /// The same where it was decided already, by a snapshot for example, or by a web layer, whose permit is shared.
+    pub fn operation_permitted<A>(&self, permit: impl Into<Arc<Permit<A>>>) -> Operation<'_, A> {
+        Operation::permitted(self, Permit::of_shared(permit.into()))
     }
 
     /// Waits until the operations that run have ended and are recorded, and gives back the connection that records them.

@@ -113,6 +113,31 @@ async fn operation_behind_a_gate_records_who_may_not() {
     assert_eq!(sqlx::query_scalar::<_, String>(denied).fetch_all(&pool).await.unwrap(), [BOB]);
 }
 
+/// Behind the layer, whose permit the request holds as well, and behind the extractor alone.
+#[tokio::test]
+async fn permit_of_a_gate_is_that_of_an_operation() {
+    let (_database, pool) = world().await;
+    let gate = gate(&pool);
+    let authz = Authz::new(pool.clone()).service("dashboard");
+    let handler = async move |permit: Authorized<QueueRead>| {
+        let looking = authz.operation_permitted(permit).target("the queue");
+        let seen = looking.run(async |permit| Ok::<_, Infallible>(permit.user().to_string()));
+        seen.await.map_err(|error| error.to_string())
+    };
+    let extracted = Router::new().route("/queue", get(handler)).with_state(gate.clone());
+    let layered = extracted.clone().layer(gate.layer::<QueueRead>());
+    for app in [extracted, layered] {
+        let answer = send(app, request("/queue", Some(ADA))).await;
+        assert_eq!((answer.status, answer.body.as_str()), (StatusCode::OK, ADA));
+    }
+    let recorded = "select actor, action, target, outcome from authz.audit_log where service = 'dashboard' order by audit_id";
+    let recorded: Vec<(String, String, String, String)> =
+        sqlx::query_as(recorded).fetch_all(&pool).await.unwrap();
+    let outcomes = ["started", "succeeded"].iter().cycle();
+    let wanted = outcomes.map(|outcome| [ADA, "queue.read", "the queue", outcome].map(str::to_owned).into());
+    assert_eq!(recorded, wanted.take(4).collect::<Vec<_>>());
+}
+
 /// The same action behind the layer and behind the extractor, which must answer alike.
 fn both(gate: &Gate, ran: &Arc<AtomicUsize>) -> [Router; 2] {
     let (one, two) = (Arc::clone(ran), Arc::clone(ran));

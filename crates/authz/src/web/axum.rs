@@ -69,6 +69,13 @@ impl<A> Deref for Authorized<A> {
     }
 }
 
+/// For [`Authz::operation_permitted`](crate::Authz::operation_permitted).
+impl<A> From<Authorized<A>> for Arc<Permit<A>> {
+    fn from(Authorized(permit): Authorized<A>) -> Self {
+        permit
+    }
+}
+
 impl<A, S> FromRequestParts<S> for Authorized<A>
 where
     A: Action,
