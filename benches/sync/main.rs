@@ -119,29 +119,29 @@ struct Measured {
     crawl: Duration,
     /// From the last answer of the source to the end.
     after: Duration,
+    /// From the last page of the listing to the end: with the second look at what it has missed, and its answers.
+    after_listing: Duration,
 }
 
 impl Measured {
-    /// Whole, beyond the crawl, and after the last answer, in multiples of the copy.
-    fn ratios(&self) -> [f64; 3] {
+    /// Whole, beyond the crawl, after the last answer, and after the listing, in multiples of the copy.
+    fn ratios(&self) -> [f64; 4] {
         let beyond = self.whole.saturating_sub(self.crawl);
-        [self.whole, beyond, self.after].map(|time| time.div_duration_f64(self.copy))
+        [self.whole, beyond, self.after, self.after_listing].map(|time| time.div_duration_f64(self.copy))
     }
 }
 
 /// Measures a run between two copies and two crawls, whose means are its units.
 async fn measured(pool: &PgPool, world: World, wanted: Status) -> (Measured, Report) {
     let (copy_before, crawl_before) = (copy(pool, world).await, crawl_alone(world).await);
+    world::forget_answers();
     let (whole, report) = sync(pool, world).await;
-    let after = world::answered().elapsed();
-    if std::env::var_os("WALL").is_some() {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
-        println!("last answer at {:.4}, end {:.4}", (now - after.as_secs_f64()) % 60.0, now % 60.0);
-    }
+    let answers = world::answers();
+    let [after, after_listing] = [answers.last, answers.listed].map(|answer| answer.unwrap().elapsed());
     assert_eq!(report.status, wanted, "{report}");
     let (crawl_after, copy_after) = (crawl_alone(world).await, copy(pool, world).await);
     let (copy, crawl) = ((copy_before + copy_after) / 2, (crawl_before + crawl_after) / 2);
-    (Measured { whole, copy, crawl, after }, report)
+    (Measured { whole, copy, crawl, after, after_listing }, report)
 }
 
 fn median(mut figures: Vec<f64>) -> f64 {
@@ -197,17 +197,18 @@ async fn ratios(world: World, rounds: usize, is_granted: bool) {
         ("1 % churn, few groups", concentrated),
     ] {
         for run in &runs {
-            let Measured { whole, copy, crawl, after } = run;
-            let [times, beyond, behind] = run.ratios();
+            let Measured { whole, copy, crawl, after, .. } = run;
+            let [times, beyond, behind, listing] = run.ratios();
             println!(
                 "  {what}: {whole:.1?}, crawl {crawl:.1?}, copy {copy:.1?}: {times:.2}, beyond the crawl {beyond:.2} × copy, after \
-                 the last answer {after:.1?}: {behind:.2} × copy"
+                 the last answer {after:.1?}: {behind:.2}, after the listing {listing:.2} × copy"
             );
         }
-        let [whole, beyond, after] =
-            [0, 1, 2].map(|at| median(runs.iter().map(|run| run.ratios()[at]).collect()));
+        let [whole, beyond, after, listing] =
+            [0, 1, 2, 3].map(|at| median(runs.iter().map(|run| run.ratios()[at]).collect()));
         println!(
-            "{what}, median: {whole:.2} × copy; beyond the crawl {beyond:.2} × copy; after the last answer {after:.2} × copy"
+            "{what}, median: {whole:.2} × copy; beyond the crawl {beyond:.2}, after the last answer {after:.2}, after the listing \
+             {listing:.2} × copy"
         );
     }
 }

@@ -1,6 +1,6 @@
 //! A directory that exists only page by page: nothing of it is kept, so what is measured is the sync.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -21,12 +21,23 @@ pub(crate) struct World {
     pub(crate) pace: Duration,
 }
 
-/// When the last answer was given.
-static ANSWERED: Mutex<Option<Instant>> = Mutex::new(None);
+/// What has been answered since [`forget_answers`].
+static ANSWERS: Mutex<Answers> = Mutex::new(Answers { count: 0, listed: None, last: None });
 
-/// When a source of this process has given its last answer.
-pub(crate) fn answered() -> Instant {
-    ANSWERED.lock().unwrap().unwrap()
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Answers {
+    count: usize,
+    /// When every page was given once; a second look comes after that.
+    pub(crate) listed: Option<Instant>,
+    pub(crate) last: Option<Instant>,
+}
+
+pub(crate) fn forget_answers() {
+    *ANSWERS.lock().unwrap() = Answers::default();
+}
+
+pub(crate) fn answers() -> Answers {
+    *ANSWERS.lock().unwrap()
 }
 
 const USERS_PER_PAGE: usize = 500;
@@ -123,8 +134,22 @@ impl World {
         if !self.pace.is_zero() {
             tokio::time::sleep(self.pace).await;
         }
-        *ANSWERED.lock().unwrap() = Some(Instant::now());
+        let mut answers = ANSWERS.lock().unwrap();
+        answers.count += 1;
+        answers.last = Some(Instant::now());
+        if answers.count == self.pages() {
+            answers.listed = answers.last;
+        }
         answer
+    }
+
+    /// Of a whole listing.
+    fn pages(&self) -> usize {
+        // One world per process.
+        static MEMBERS: OnceLock<usize> = OnceLock::new();
+        let pages_of = |group| self.size(group).div_ceil(PER_PAGE).max(1);
+        let members = MEMBERS.get_or_init(|| (0..self.groups).map(pages_of).sum());
+        self.users.div_ceil(USERS_PER_PAGE) + self.groups.div_ceil(PER_PAGE) + members
     }
 
     /// The place of a user in a group, without looking at each.

@@ -66,7 +66,6 @@
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 use sqlx::PgExecutor;
@@ -258,7 +257,7 @@ pub struct Permit<A> {
 }
 
 /// What was decided.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Serialize)]
 struct Says {
     user: UserName,
     action: ActionName,
@@ -279,12 +278,6 @@ impl<A> Permit<A> {
         revision: Revision,
     ) -> Self {
         Self { says: Says { user, action, resource, grant, revision }, action: PhantomData }
-    }
-
-    /// The permit itself, or, where others hold it too, one that says the same.
-    pub(crate) fn of_shared(permit: Arc<Self>) -> Self {
-        Arc::try_unwrap(permit)
-            .unwrap_or_else(|shared| Self { says: shared.says.clone(), action: PhantomData })
     }
 
     /// Who may.

@@ -213,9 +213,10 @@ impl Authz {
         Operation::ask(self, user.into(), Ok(Question::named(action)))
     }
 
-    /// The same where it was decided already, by a snapshot for example, or by a web layer, whose permit is shared.
+    /// The same where it was decided already, by a snapshot for example, or by a web layer, whose permit is shared. It says
+    /// what was true when it was given, so it is for the work at hand and not to be kept.
     pub fn operation_permitted<A>(&self, permit: impl Into<Arc<Permit<A>>>) -> Operation<'_, A> {
-        Operation::permitted(self, Permit::of_shared(permit.into()))
+        Operation::permitted(self, permit.into())
     }
 
     /// Waits until the operations that run have ended and are recorded, and gives back the connection that records them.

@@ -289,7 +289,7 @@ impl Options {
     }
 
     /// How often the database is asked whether something has changed; 1 second unless set, at least three times in
-    /// [`Self::max_staleness`], and at most every millisecond.
+    /// [`Self::max_staleness`], and at most every millisecond where nothing is announced.
     pub const fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = interval;
         self

@@ -81,7 +81,7 @@ async fn operation_records_who_what_and_why_before_it_runs_and_its_end_after() {
         .target("role web")
         .detail(json!({ "workers": 4 }))
         .request("req-7")
-        .run(|permit: Permit<WorkersScale>| {
+        .run(|permit: Arc<Permit<WorkersScale>>| {
             let pool = pool.clone();
             async move {
                 assert_eq!(permit.user(), &u("ada"));

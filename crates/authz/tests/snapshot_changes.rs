@@ -236,6 +236,33 @@ async fn what_cannot_be_followed_is_loaded() {
     }
 }
 
+/// What was loaded with few users has room for so many more and no others.
+#[tokio::test]
+async fn many_more_users_than_were_loaded_are_loaded_anew() {
+    let (_database, pool, snapshot) = world().await;
+    let mut rounds = 0;
+    while snapshot.loads() == 1 && rounds < 20 {
+        rounds += 1;
+        let more = "insert into authz.users (user_name)
+                    select format('m%s', u.count + n) from (select count(*) from authz.users) u, generate_series(1, 900) n";
+        run(&pool, more).await;
+        snapshot.at_least(authz::revision::current(&pool).await.unwrap()).await.unwrap();
+    }
+    assert_eq!(snapshot.loads(), 2, "after {rounds} rounds of 900 users");
+    run(
+        &pool,
+        "insert into authz.user_actions select user_id, 'b.c' from authz.users where user_name like 'm%7'",
+    )
+    .await;
+    snapshot.at_least(authz::revision::current(&pool).await.unwrap()).await.unwrap();
+    let names = names(&pool).await;
+    assert_eq!((snapshot.size().users, names.len()), (13 + 900 * rounds, 13 + 900 * rounds));
+    for name in names.iter().filter(|name| name.starts_with('m')) {
+        let verdict = snapshot.check(&user(name), &action("b.c")).unwrap();
+        assert_eq!(verdict.is_allow(), name.ends_with('7'), "{name}");
+    }
+}
+
 #[tokio::test]
 async fn gap_in_the_changes_is_a_full_load() {
     let (_database, pool, snapshot) = world().await;

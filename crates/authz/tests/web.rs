@@ -113,13 +113,14 @@ async fn operation_behind_a_gate_records_who_may_not() {
     assert_eq!(sqlx::query_scalar::<_, String>(denied).fetch_all(&pool).await.unwrap(), [BOB]);
 }
 
-/// Behind the layer, whose permit the request holds as well, and behind the extractor alone.
+/// Behind the layer, whose permit is shared, and behind the extractor alone.
 #[tokio::test]
 async fn permit_of_a_gate_is_that_of_an_operation() {
     let (_database, pool) = world().await;
     let gate = gate(&pool);
     let authz = Authz::new(pool.clone()).service("dashboard");
-    let handler = async move |permit: Authorized<QueueRead>| {
+    // The parts still hold the layer's permit.
+    let handler = async move |_parts: Parts, permit: Authorized<QueueRead>| {
         let looking = authz.operation_permitted(permit).target("the queue");
         let seen = looking.run(async |permit| Ok::<_, Infallible>(permit.user().to_string()));
         seen.await.map_err(|error| error.to_string())

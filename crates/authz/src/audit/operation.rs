@@ -71,6 +71,7 @@ mod running;
 
 use std::fmt::Display;
 use std::future::Future;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use sqlx::PgConnection;
@@ -99,7 +100,7 @@ pub struct Operation<'a, A> {
 
 enum Asked<A> {
     Question(Question<A>),
-    Permit(Permit<A>),
+    Permit(Arc<Permit<A>>),
     Refused(Box<Refusal>),
 }
 
@@ -134,7 +135,7 @@ impl<'a, A> Operation<'a, A> {
         Self { authz, asked, user: user.into(), target, detail: json!({}), request_id: None }
     }
 
-    pub(crate) fn permitted(authz: &'a Authz, permit: Permit<A>) -> Self {
+    pub(crate) fn permitted(authz: &'a Authz, permit: Arc<Permit<A>>) -> Self {
         let (user, target) = (permit.user().clone().into(), permit.on().map(str::to_owned));
         Self { authz, asked: Asked::Permit(permit), user, target, detail: json!({}), request_id: None }
     }
@@ -165,7 +166,7 @@ impl<'a, A> Operation<'a, A> {
     /// # Errors
     /// [`OperationError::Refused`] if `work` was not run: the user may not, nobody could tell, or it could not be
     /// recorded. [`OperationError::Failed`] if `work` failed.
-    pub async fn run<T, E, F>(self, work: impl FnOnce(Permit<A>) -> F) -> Result<T, OperationError<E>>
+    pub async fn run<T, E, F>(self, work: impl FnOnce(Arc<Permit<A>>) -> F) -> Result<T, OperationError<E>>
     where
         E: Display,
         F: Future<Output = Result<T, E>>,
@@ -191,7 +192,7 @@ impl<'a, A> Operation<'a, A> {
         let (authz, writer) = (self.authz, self.authz.writer());
         let record = self.record();
         let permit = match self.asked {
-            Asked::Question(question) => authz.permit(question, (&self.user).into()).await,
+            Asked::Question(question) => authz.permit(question, (&self.user).into()).await.map(Arc::new),
             Asked::Permit(permit) => Ok(permit),
             Asked::Refused(refusal) => Err(*refusal),
         };
@@ -238,7 +239,9 @@ impl<'a, A> Operation<'a, A> {
         let record = self.record();
         let (mut tx, transaction_id) = change::begin(authz).await?;
         let permit = match self.asked {
-            Asked::Question(question) => authz.permit_on(question, &mut tx, (&self.user).into()).await,
+            Asked::Question(question) => {
+                authz.permit_on(question, &mut tx, (&self.user).into()).await.map(Arc::new)
+            }
             Asked::Permit(permit) => Ok(permit),
             Asked::Refused(refusal) => Err(*refusal),
         };

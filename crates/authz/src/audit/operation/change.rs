@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt::{self, Display};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -29,7 +30,7 @@ pub struct Change<A> {
     tx: Option<Transaction<'static, Postgres>>,
     /// Of the database's, as text.
     transaction_id: String,
-    permit: Permit<A>,
+    permit: Arc<Permit<A>>,
     record: Template,
     pool: PgPool,
     writer: Writer,
@@ -66,7 +67,7 @@ impl<A> Change<A> {
     pub(super) fn new(
         tx: Transaction<'static, Postgres>,
         transaction_id: String,
-        permit: Permit<A>,
+        permit: Arc<Permit<A>>,
         record: Template,
         pool: PgPool,
         writer: Writer,
@@ -75,7 +76,7 @@ impl<A> Change<A> {
     }
 
     /// Proof that the user may do it, for the functions that demand one.
-    pub const fn permit(&self) -> &Permit<A> {
+    pub fn permit(&self) -> &Permit<A> {
         &self.permit
     }
 

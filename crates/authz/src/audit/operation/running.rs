@@ -1,6 +1,7 @@
 //! An operation that runs: begun, and not yet ended.
 
 use std::fmt::{self, Display};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -18,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Dropped without [`succeed`](Self::succeed) or [`fail`](Self::fail), it is recorded as `abandoned`.
 #[must_use = "an operation that is dropped at once is abandoned"]
 pub struct Running<A> {
-    permit: Permit<A>,
+    permit: Arc<Permit<A>>,
     ending: Ending,
 }
 
@@ -30,17 +31,17 @@ pub(super) struct Ending {
 }
 
 impl<A> Running<A> {
-    pub(in crate::audit) fn new(permit: Permit<A>, open: Open, redact: Option<Redact>) -> Self {
+    pub(in crate::audit) fn new(permit: Arc<Permit<A>>, open: Open, redact: Option<Redact>) -> Self {
         let action = permit.action().to_string();
         Self { permit, ending: Ending { open, action, redact } }
     }
 
-    pub(super) fn split(self) -> (Ending, Permit<A>) {
+    pub(super) fn split(self) -> (Ending, Arc<Permit<A>>) {
         (self.ending, self.permit)
     }
 
     /// Proof that the user may do it, for the functions that demand one.
-    pub const fn permit(&self) -> &Permit<A> {
+    pub fn permit(&self) -> &Permit<A> {
         &self.permit
     }
 
