@@ -256,7 +256,7 @@ async fn many_more_users_than_were_loaded_are_loaded_anew() {
     .await;
     snapshot.at_least(authz::revision::current(&pool).await.unwrap()).await.unwrap();
     let names = names(&pool).await;
-    assert_eq!((snapshot.size().users, names.len()), (13 + 900 * rounds, 13 + 900 * rounds));
+    assert_eq!(snapshot.size().users, 13 + 900 * rounds);
     for name in names.iter().filter(|name| name.starts_with('m')) {
         let verdict = snapshot.check(&user(name), &action("b.c")).unwrap();
         assert_eq!(verdict.is_allow(), name.ends_with('7'), "{name}");
