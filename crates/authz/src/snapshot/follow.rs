@@ -333,17 +333,13 @@ fn everything(model: &Model, old: &State, affected: &Affected) -> Option<Row> {
 }
 
 /// The actions with the rows that are affected made anew.
-fn actions(model: &Model, old: &Arc<Actions>, affected: &Affected) -> Arc<Actions> {
+fn actions(model: &Model, old: &Actions, affected: &Affected) -> Actions {
     let nothing = !affected.all
         && affected.patterns.iter().all(|pattern| **pattern == *EVERYTHING)
         && affected.registered.is_empty()
         && affected.unregistered.is_empty();
     if nothing {
-        return Arc::clone(old);
-    }
-    let mut actions = Actions::clone(old);
-    for name in &affected.unregistered {
-        actions.remove(name);
+        return old.clone();
     }
     let wildcards: Vec<ActionPattern> = affected
         .patterns
@@ -352,16 +348,15 @@ fn actions(model: &Model, old: &Arc<Actions>, affected: &Affected) -> Arc<Action
         .map(|pattern| ActionPattern::stored(pattern.to_string()))
         .collect();
     let is_affected = |name: &str| {
-        affected.all || affected.patterns.contains(name) || {
-            !wildcards.is_empty() && {
-                let action = ActionName::stored(name.to_string());
-                wildcards.iter().any(|wildcard| wildcard.covers(&action))
-            }
-        }
+        !affected.unregistered.contains(name)
+            && (affected.all || affected.patterns.contains(name) || {
+                !wildcards.is_empty() && {
+                    let action = ActionName::stored(name.to_string());
+                    wildcards.iter().any(|wildcard| wildcard.covers(&action))
+                }
+            })
     };
-    let mut names: HashSet<Arc<str>> =
-        actions.names().filter(|name| is_affected(name)).map(Into::into).collect();
+    let mut names: HashSet<Arc<str>> = old.names().filter(|name| is_affected(name)).map(Into::into).collect();
     names.extend(affected.registered.iter().cloned());
-    model.rows(names.iter(), &mut actions);
-    Arc::new(actions)
+    old.with(model.rows(names.iter()), &affected.unregistered)
 }

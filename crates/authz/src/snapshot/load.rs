@@ -73,7 +73,7 @@ pub(super) struct Loaded {
 pub(super) struct Read {
     model: Arc<Model>,
     /// The rows of the actions, and that of everything.
-    rows: JoinHandle<(Arc<Actions>, Option<Row>)>,
+    rows: JoinHandle<(Actions, Option<Row>)>,
     people: People,
     memberships: Memberships,
 }
@@ -89,9 +89,8 @@ pub(super) async fn read_all(connection: &mut PgConnection, by_sub: bool) -> Res
     let rows = spawn_blocking({
         let model = Arc::clone(&model);
         move || {
-            let mut actions = Actions::default();
-            model.rows(names.iter(), &mut actions);
-            (Arc::new(actions), model.everything())
+            let actions = Actions::of(model.rows(names.iter()).into_iter());
+            (actions, model.everything())
         }
     });
     let people = people(connection, by_sub).await?;
@@ -129,7 +128,7 @@ pub(super) fn ended(_: JoinError) -> Error {
 pub(super) fn state(
     (revision, mark): (Revision, Mark),
     users: Users,
-    (actions, everything): (Arc<Actions>, Option<Row>),
+    (actions, everything): (Actions, Option<Row>),
     model: &Model,
 ) -> State {
     let size = Size {

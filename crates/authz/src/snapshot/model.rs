@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::actions::Actions;
 use super::row::{NEVER, Row};
 use crate::name::{ActionName, EVERYTHING};
 
@@ -279,11 +278,12 @@ impl Model {
         (!reached.is_empty()).then(|| Row::new(reached.into_iter()))
     }
 
-    /// The rows of these actions, without the grants of everything, into `actions`.
-    pub(super) fn rows<'a>(&self, names: impl Iterator<Item = &'a Arc<str>>, actions: &mut Actions) {
+    /// The rows of these actions, without the grants of everything.
+    pub(super) fn rows<'a>(&self, names: impl Iterator<Item = &'a Arc<str>>) -> Vec<(Arc<str>, Row)> {
         let mut seen = Vec::new();
         let mut closures: HashMap<String, Vec<(u32, i64)>> = HashMap::new();
         let mut shared: HashMap<Vec<String>, Row> = HashMap::new();
+        let mut rows = Vec::new();
         for name in names {
             let mut patterns = ActionName::stored(name.to_string()).covering();
             patterns.retain(|pattern| pattern != EVERYTHING && self.grants.contains_key(&**pattern));
@@ -304,8 +304,9 @@ impl Model {
                 }
                 row
             };
-            actions.insert(name, row);
+            rows.push((Arc::clone(name), row));
         }
+        rows
     }
 
     /// About how much memory this takes.

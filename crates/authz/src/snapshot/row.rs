@@ -3,30 +3,35 @@
 use std::sync::Arc;
 
 /// So many nodes fit into [`NodeSet`].
-pub(super) const FEW_NODES: usize = 256;
+pub(super) const FEW_NODES: usize = 255;
 /// The nodes of a user where there are few of them in all, as bits: to go through a list takes longer than to look at all.
-pub(super) type NodeSet = [u32; FEW_NODES / 32];
+pub(super) type NodeSet = [u32; 8];
+
+/// The bit of a [`NodeSet`] that is no node's.
+const ENDS: u32 = 1 << 31;
 
 /// When a grant without an end ends.
 pub(super) const NEVER: i64 = i64::MAX;
 
 /// Over the nodes, closed over ancestry: a node's bit is set if it, or an active group above it, holds a grant.
 #[derive(Clone, Default)]
+#[repr(C)]
 pub(super) struct Row {
+    /// Of the first set of `words` what a [`NodeSet`] holds: to follow the pointer would take a tenth of a check. In front, where
+    /// it shares a line of memory with the name of the action. The last bit says whether there are `ends`.
+    few: NodeSet,
     /// Two sets of bits, one behind the other, so that a check finds both in one place.
     ///
-    /// First: the nodes that reach a grant without an end, and a word of zeros, which stands for all words behind it:
-    /// nobody can predict whether a node lies there, so a branch on that costs more than a look. Then a power of two of
-    /// words, or none: where a node's bit is not set at its place in them, modulo their number, the node reaches no
-    /// grant with an end. Grants with an end are few, so this is small and most denies end here.
+    /// First: the nodes that reach a grant, and a word of zeros, which stands for all words behind it: nobody can predict
+    /// whether a node lies there, so a branch on that costs more than a look. Then a power of two of words, or none: where a
+    /// node's bit is not set at its place in them, modulo their number, a grant that it reaches has no end. Grants with an end are
+    /// few, so this is small and says so of most nodes.
     ///
     /// These have as many as a [`NodeSet`] at least, of whose nodes each then has a bit of its own.
     words: Arc<[u32]>,
-    /// Of the first set what a [`NodeSet`] holds, in here: to follow the pointer would take a tenth of a check.
-    few: NodeSet,
     /// How many words the first set has.
-    always: u32,
-    /// By node, the latest end in microseconds.
+    reached: u32,
+    /// By node that reaches grants with an end alone, the latest one in microseconds.
     ends: Arc<[(u32, i64)]>,
 }
 
@@ -44,21 +49,16 @@ pub(super) enum Reach {
 impl Row {
     /// Of the nodes that reach a grant, each with the latest end of those; in any order, repeated or not.
     pub(super) fn new(reached: impl Iterator<Item = (u32, i64)>) -> Self {
-        let mut always: Vec<u32> = Vec::new();
+        let mut words: Vec<u32> = Vec::new();
         let mut ends = Vec::new();
         for (node, end) in reached {
-            if end != NEVER {
+            if end == NEVER {
+                set(&mut words, node);
+            } else {
                 ends.push((node, end));
-                continue;
-            }
-            let at = word_of(node);
-            if always.len() <= at {
-                always.resize(at + 1, 0);
-            }
-            if let Some(word) = always.get_mut(at) {
-                *word |= 1 << (node & 31);
             }
         }
+        ends.retain(|(node, _)| !is_set(&words, *node));
         ends.sort_unstable_by_key(|&(node, end)| (node, std::cmp::Reverse(end)));
         ends.dedup_by_key(|(node, _)| *node);
         // Eight words for each such node, so that a node is taken for one in vain once in 256 times.
@@ -66,61 +66,70 @@ impl Row {
         let enough = (8 * ends.len()).min(exact).next_power_of_two().max(size_of::<NodeSet>() / 4);
         let mut perhaps = vec![0_u32; if ends.is_empty() { 0 } else { enough }];
         for (node, _) in &ends {
+            set(&mut words, *node);
             let at = word_of(*node) & perhaps.len().wrapping_sub(1);
             if let Some(word) = perhaps.get_mut(at) {
                 *word |= 1 << (node & 31);
             }
         }
         let mut few = NodeSet::default();
-        few.iter_mut().zip(&always).for_each(|(to, from)| *to = *from);
-        always.push(0);
+        few.iter_mut().zip(&words).for_each(|(to, from)| *to = *from);
+        if let Some(last) = few.last_mut() {
+            *last = *last & !ENDS | if ends.is_empty() { 0 } else { ENDS };
+        }
+        words.push(0);
         // Nodes are numbered with 32 bits, so their words are as well.
-        let words_always = u32::try_from(always.len()).unwrap_or(u32::MAX);
-        always.append(&mut perhaps);
-        Self { words: always.into(), few, always: words_always, ends: ends.into() }
+        let reached = u32::try_from(words.len()).unwrap_or(u32::MAX);
+        words.append(&mut perhaps);
+        Self { few, words: words.into(), reached, ends: ends.into() }
     }
 
     /// What reaches a user with these nodes.
     #[inline]
     pub(super) fn reach<N: Copy + Into<u32>>(&self, nodes: &[N]) -> Reach {
-        let Some((always, perhaps)) = self.words.split_at_checked(self.always as usize) else {
+        let Some((reached, perhaps)) = self.words.split_at_checked(self.reached as usize) else {
             return Reach::Never;
         };
-        let last = always.len().wrapping_sub(1);
-        if finds(always, nodes, |at| at.min(last)) {
-            return Reach::Always;
+        let Some(node) = hit(reached, nodes) else { return Reach::Never };
+        let at = word_of(node) & perhaps.len().wrapping_sub(1);
+        match perhaps.get(at) {
+            Some(word) if word >> (node & 31) & 1 == 1 => self.latest(nodes.iter().map(|&node| node.into())),
+            _ => Reach::Always,
         }
-        let mask = perhaps.len().wrapping_sub(1);
-        if !perhaps.is_empty() && finds(perhaps, nodes, |at| at & mask) {
-            return self.last_end(nodes);
-        }
-        Reach::Never
     }
 
     /// The same where no node is past a [`NodeSet`].
     #[inline]
     pub(super) fn reach_set(&self, nodes: &NodeSet) -> Reach {
-        if meet(&self.few, nodes) {
+        let mut met = *nodes;
+        met.iter_mut().zip(&self.few).for_each(|(nodes, reached)| *nodes &= reached);
+        if !is_any(&met) {
+            return Reach::Never;
+        }
+        if self.few.last().is_some_and(|last| last & ENDS == 0) {
             return Reach::Always;
         }
-        match self.words.get(self.always as usize..).and_then(<[u32]>::first_chunk) {
-            Some(perhaps) if meet(perhaps, nodes) => self.last_end_of_set(nodes),
-            _ => Reach::Never,
+        let Some(with_end) = self.words.get(self.reached as usize..).and_then(<[u32]>::first_chunk) else {
+            return Reach::Always;
+        };
+        let mut without = met;
+        without.iter_mut().zip(with_end as &NodeSet).for_each(|(met, with_end)| *met &= !with_end);
+        if is_any(&without) {
+            return Reach::Always;
         }
+        self.latest((0..).take(FEW_NODES).filter(|node| is_set(&met, *node)))
     }
 
+    /// What reaches the one of these nodes that is reached for longest.
     #[cold]
-    fn last_end<N: Copy + Into<u32>>(&self, nodes: &[N]) -> Reach {
-        let end_of = |node: N| self.ends.binary_search_by_key(&node.into(), |&(node, _)| node).ok();
-        let ends = nodes.iter().filter_map(|&node| self.ends.get(end_of(node)?));
-        ends.map(|&(_, end)| end).max().map_or(Reach::Never, Reach::Until)
-    }
-
-    #[cold]
-    fn last_end_of_set(&self, nodes: &NodeSet) -> Reach {
-        let has = |node: u32| nodes.get(word_of(node)).is_some_and(|word| word >> (node & 31) & 1 == 1);
-        let ends = self.ends.iter().filter(|(node, _)| has(*node));
-        ends.map(|&(_, end)| end).max().map_or(Reach::Never, Reach::Until)
+    fn latest(&self, nodes: impl Iterator<Item = u32>) -> Reach {
+        let reached = self.words.get(..self.reached as usize).unwrap_or_default();
+        let reach = |node| match self.ends.binary_search_by_key(&node, |&(node, _)| node) {
+            Ok(at) => self.ends.get(at).map_or(Reach::Never, |&(_, end)| Reach::Until(end)),
+            Err(_) if is_set(reached, node) => Reach::Always,
+            Err(_) => Reach::Never,
+        };
+        nodes.map(reach).max().unwrap_or(Reach::Never)
     }
 
     /// Held in memory, with the counters.
@@ -134,25 +143,44 @@ impl Row {
     }
 }
 
-/// Whether a node's bit is set in the word at its place. A loop without a branch on what it finds: nobody can predict at
-/// which node an answer lies.
+/// One of the nodes whose bits are set, if there is one; the last word stands for all behind it. A loop without a branch on
+/// what it finds: nobody can predict at which node an answer lies.
 #[inline]
-fn finds<N: Copy + Into<u32>>(words: &[u32], nodes: &[N], place: impl Fn(usize) -> usize) -> bool {
-    let bit = |node: u32| words.get(place(word_of(node))).copied().unwrap_or_default() >> (node & 31);
-    nodes.iter().fold(0, |found, &node| found | bit(node.into())) & 1 == 1
+fn hit<N: Copy + Into<u32>>(words: &[u32], nodes: &[N]) -> Option<u32> {
+    let last = u32::try_from(words.len().checked_sub(1)?).ok()?;
+    let mut hit = u32::MAX;
+    for &node in nodes {
+        let node: u32 = node.into();
+        let word = words.get((node >> 5).min(last) as usize).copied().unwrap_or_default();
+        hit = std::hint::select_unpredictable(word >> (node & 31) & 1 == 1, node, hit);
+    }
+    (hit != u32::MAX).then_some(hit)
 }
 
-/// Whether a node is in both sets.
 #[inline]
-fn meet(one: &NodeSet, other: &NodeSet) -> bool {
-    one.iter().zip(other).fold(0, |met, (one, other)| met | one & other) != 0
+fn is_any(set: &NodeSet) -> bool {
+    set.iter().fold(0, |any, word| any | word) != 0
+}
+
+fn is_set(words: &[u32], node: u32) -> bool {
+    words.get(word_of(node)).is_some_and(|word| word >> (node & 31) & 1 == 1)
+}
+
+fn set(words: &mut Vec<u32>, node: u32) {
+    let at = word_of(node);
+    if words.len() <= at {
+        words.resize(at + 1, 0);
+    }
+    if let Some(word) = words.get_mut(at) {
+        *word |= 1 << (node & 31);
+    }
 }
 
 /// These nodes as a set, if all fit.
 pub(super) fn set_of(nodes: &[u32]) -> Option<NodeSet> {
     let mut set = NodeSet::default();
     for node in nodes {
-        *set.get_mut(word_of(*node))? |= 1 << (node & 31);
+        *set.get_mut(word_of(*node)).filter(|_| (*node as usize) < FEW_NODES)? |= 1 << (node & 31);
     }
     Some(set)
 }
@@ -167,14 +195,22 @@ mod tests {
 
     #[test]
     fn last_end_counts_unless_a_grant_has_none() {
-        let row = Row::new([(0, 5), (0, 7), (0, 6), (64, NEVER), (130, 3), (130, 3)].into_iter());
-        assert_eq!(row.reach(&[0_u32, 1]), Reach::Until(7));
-        assert_eq!(row.reach(&[0_u32, 130]), Reach::Until(7));
-        assert_eq!(row.reach(&[1_u32, 130, 131]), Reach::Until(3));
-        assert_eq!(row.reach(&[0_u32, 64]), Reach::Always);
-        assert_eq!(row.reach(&[1_u32, 63, 65, 9_999]), Reach::Never);
-        assert_eq!(row.reach::<u32>(&[]), Reach::Never);
+        let reached = [(0, 5), (0, 7), (0, 6), (64, NEVER), (64, 9), (64, NEVER), (130, 3), (130, 3)];
+        for reached in [reached.to_vec(), reached.iter().rev().copied().collect()] {
+            let row = Row::new(reached.into_iter());
+            assert_eq!(row.reach(&[0_u32, 1]), Reach::Until(7));
+            assert_eq!(row.reach(&[0_u32, 130]), Reach::Until(7));
+            assert_eq!(row.reach(&[1_u32, 130, 131]), Reach::Until(3));
+            assert_eq!(row.reach(&[0_u32, 64]), Reach::Always);
+            assert_eq!(row.reach(&[1_u32, 63, 65, 9_999]), Reach::Never);
+            assert_eq!(row.reach::<u32>(&[]), Reach::Never);
+        }
         assert_eq!(Row::default().reach(&[0_u32]), Reach::Never);
+    }
+
+    #[test]
+    fn few_nodes_come_first() {
+        assert_eq!((std::mem::offset_of!(Row, few), size_of::<NodeSet>()), (0, 32));
     }
 
     #[test]
@@ -186,11 +222,13 @@ mod tests {
 
     #[test]
     fn nodes_that_share_a_bit_are_told_apart() {
-        // One node with an end: eight words, so 70 looks like 326 and so on.
-        let row = Row::new([(70, 5)].into_iter());
-        assert_eq!((row.words.len(), row.always), (9, 1));
+        // One node with an end: eight words, so 70 looks like 326 and so on, of which one reaches a grant without an end.
+        let row = Row::new([(70, 5), (582, NEVER)].into_iter());
+        assert_eq!((row.words.len(), row.reached), (20 + 8, 20));
         assert_eq!(row.reach(&[6_u32, 326]), Reach::Never);
         assert_eq!(row.reach(&[6_u32, 70, 326]), Reach::Until(5));
+        assert_eq!(row.reach(&[6_u32, 582]), Reach::Always);
+        assert_eq!(row.reach(&[70_u32, 582]), Reach::Always);
         let nodes: Vec<u32> = (0..500).map(|n| n * 7).collect();
         let row = Row::new(nodes.iter().map(|&node| (node, i64::from(node))));
         for node in 0..4_000 {
@@ -200,9 +238,32 @@ mod tests {
     }
 
     #[test]
+    fn every_one_of_many_nodes_is_looked_at() {
+        let nodes: Vec<u32> = (0..70).map(|n| n * 3).collect();
+        for count in 0..nodes.len() {
+            for at in 0..nodes.len() {
+                for end in [NEVER, 5] {
+                    let row = Row::new([(nodes[at], end)].into_iter());
+                    let wanted = match end {
+                        _ if at >= count => Reach::Never,
+                        NEVER => Reach::Always,
+                        end => Reach::Until(end),
+                    };
+                    assert_eq!(row.reach(&nodes[..count]), wanted, "{at} of {count}");
+                }
+                // The longest one counts, wherever it is.
+                let ends = nodes.iter().enumerate().map(|(n, &node)| (node, if n == at { 9 } else { 7 }));
+                let wanted =
+                    if count == 0 { Reach::Never } else { Reach::Until(if at < count { 9 } else { 7 }) };
+                assert_eq!(Row::new(ends).reach(&nodes[..count]), wanted, "{at} of {count}");
+            }
+        }
+    }
+
+    #[test]
     fn set_of_nodes_is_reached_as_their_list_is() {
         let lists =
-            [vec![], vec![0], vec![31, 32], vec![255], vec![3, 64, 127, 128, 200, 255], (0..256).collect()];
+            [vec![], vec![0], vec![31, 32], vec![254], vec![3, 64, 127, 128, 200, 254], (0..255).collect()];
         let ends =
             |node: u32, round: u32| if (node + round).is_multiple_of(3) { NEVER } else { i64::from(node) };
         for round in 0..60 {
@@ -211,11 +272,12 @@ mod tests {
             let row = Row::new(reached.map(|(node, round)| (node, ends(node, round))));
             for list in &lists {
                 let halves: Vec<u16> = list.iter().map(|&node| node.try_into().unwrap()).collect();
-                assert_eq!(row.reach(&halves), row.reach(list), "{round} {list:?}");
-                assert_eq!(row.reach_set(&set_of(list).unwrap()), row.reach(list), "{round} {list:?}");
+                let wanted = row.reach(list);
+                assert_eq!(row.reach(&halves), wanted, "{round} {list:?}");
+                assert_eq!(row.reach_set(&set_of(list).unwrap()), wanted, "{round} {list:?}");
             }
         }
         assert_eq!(Row::default().reach_set(&set_of(&[0]).unwrap()), Reach::Never);
-        assert!(set_of(&[256]).is_none() && set_of(&[1, 70_000]).is_none());
+        assert!(set_of(&[255]).is_none() && set_of(&[1, 70_000]).is_none());
     }
 }

@@ -255,7 +255,12 @@ mod tests {
         let parts = Builder::parts(0, Nodes::of(0), 1).into_iter().map(|part| part.finish().unwrap());
         let users = Users::of(parts.collect()).unwrap();
         let at = (Revision(revision), super::super::poll::Mark::default());
-        crate::snapshot::load::state(at, users, (Arc::default(), None), &Model::default())
+        crate::snapshot::load::state(
+            at,
+            users,
+            (crate::snapshot::actions::Actions::of(std::iter::empty::<(&str, _)>()), None),
+            &Model::default(),
+        )
     }
 
     fn poll(as_of: u64) -> Poll {

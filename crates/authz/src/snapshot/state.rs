@@ -1,7 +1,5 @@
 //! One immutable state: what the checks read.
 
-use std::sync::Arc;
-
 use super::actions::Actions;
 use super::poll::Mark;
 use super::row::{Reach, Row};
@@ -15,7 +13,7 @@ pub(super) struct State {
     /// Which change made the revision.
     pub(super) mark: Mark,
     pub(super) users: Users,
-    pub(super) actions: Arc<Actions>,
+    pub(super) actions: Actions,
     /// Who reaches a grant of everything, if anybody holds one. By itself, or such a grant would change the rows of all
     /// actions, and leave none of them in the caches of those who ask.
     pub(super) everything: Option<Row>,

@@ -4,7 +4,7 @@
 //! and a change rebuilds one small block:
 //!
 //! ```text
-//! users, memberships | bucket: eight tags (4), eight offsets (4) | … | entry: shape, nodes, key (padded), user_id (2) | …
+//! users, memberships | bucket: eight tags (2), eight offsets (4) | … | entry: shape, nodes, key (padded), user_id (2) | …
 //! ```
 //!
 //! The nodes are a sorted list, or a [`NodeSet`] in every entry where there are few nodes in all. They come first, so that
@@ -13,9 +13,6 @@
 //!
 //! The key of an entry is the user's name. An entry under a `sub` has the name behind the id: its length and the name,
 //! padded.
-//!
-//! The tags of a bucket are compared at once: to go from slot to slot is a branch that the processor mispredicts at
-//! every other look-up.
 
 mod build;
 
@@ -25,14 +22,15 @@ pub(super) use self::build::{Builder, Built};
 
 use self::build::assemble;
 use super::actions::same_bytes;
+use super::lanes::{LANES, first_place, has_empty_lane, lanes_of, next_lane, next_place};
 use super::row::{self, FEW_NODES, NodeSet, Reach, Row};
 use crate::error::Error;
 use crate::name::{UserName, hash_of};
 
 const HEADER: usize = 2;
-/// Entries of a bucket, and its words: a tag of 16 bits and an offset for each.
-const LANES: usize = 8;
-const BUCKET: usize = LANES / 2 + LANES / 2;
+/// The words of a bucket: a tag of 8 bits and an offset of 16 for each of its entries.
+const TAGS: usize = LANES / 4;
+const BUCKET: usize = TAGS + LANES / 2;
 /// Words of an entry before its nodes, and those of the id behind its key.
 const ENTRY: usize = 1;
 const ID: usize = 2;
@@ -132,7 +130,7 @@ pub(super) struct User<'a> {
     key: &'a [u8],
     /// How many nodes.
     nodes: usize,
-    /// The nodes, as [`Users`] holds them.
+    /// The nodes, as [`Users`] holds them, and all that the shard has behind them.
     words: &'a [u32],
 }
 
@@ -199,12 +197,12 @@ impl Users {
     #[inline]
     pub(super) fn reach(&self, user: User<'_>, row: &Row) -> Reach {
         match self.nodes_are {
-            Nodes::Few => user.words.as_array().map_or(Reach::Never, |set| row.reach_set(set)),
+            Nodes::Few => user.words.first_chunk().map_or(Reach::Never, |set| row.reach_set(set)),
             Nodes::Short => {
                 let nodes = bytemuck::cast_slice::<u32, u16>(user.words);
                 nodes.get(..user.nodes).map_or(Reach::Never, |nodes| row.reach(nodes))
             }
-            Nodes::Listed => row.reach(user.words),
+            Nodes::Listed => user.words.get(..user.nodes).map_or(Reach::Never, |nodes| row.reach(nodes)),
         }
     }
 
@@ -224,22 +222,21 @@ impl Users {
     #[inline]
     fn find(&self, Key { bytes: key, hash }: Key<'_>) -> Option<(User<'_>, &[u32])> {
         let shard = self.shards.get(shard_of(hash, self.shift))?;
-        let mut bucket = first_bucket(hash, shard.buckets);
+        let mut bucket = first_place(hash, shard.buckets as usize);
         for _ in 0..shard.buckets {
             let (tags, offsets) = bucket_at(&shard.words, bucket)?;
-            let mut lanes = zero_lanes(tags ^ of_all_lanes(tag_of(hash)));
-            while lanes != 0 {
-                let offset = offset_in(offsets, lanes.trailing_zeros() as usize / 16)?;
+            let mut lanes = lanes_of(tags, hash);
+            while let Some(lane) = next_lane(&mut lanes) {
+                let offset = offset_in(offsets, lane)?;
                 let found = user_at(&shard.words, offset << shard.unit, self.nodes_are)?;
                 if same_bytes(found.0.key, key) {
                     return Some(found);
                 }
-                lanes &= lanes - 1;
             }
-            if zero_lanes(tags) != 0 {
+            if has_empty_lane(tags) {
                 return None;
             }
-            bucket = next_bucket(bucket, shard.buckets);
+            bucket = next_place(bucket, shard.buckets as usize);
         }
         None
     }
@@ -313,31 +310,12 @@ fn shard_of(hash: u64, shift: u32) -> usize {
     usize::try_from(hash >> shift).unwrap_or(usize::MAX)
 }
 
-/// Never 0, which marks an empty lane. From bits that neither the shard nor the bucket comes from.
-#[inline]
-#[expect(clippy::cast_possible_truncation, reason = "sixteen bits of the hash")]
-fn tag_of(hash: u64) -> u16 {
-    ((hash >> 32) as u16).max(1)
-}
-
-/// Multiply and shift: any number of buckets, no division.
-#[inline]
-fn first_bucket(hash: u64, buckets: u32) -> usize {
-    let low = hash & u64::from(u32::MAX);
-    usize::try_from((low * u64::from(buckets)) >> 32).unwrap_or(0)
-}
-
-#[inline]
-fn next_bucket(bucket: usize, buckets: u32) -> usize {
-    if bucket + 1 == buckets as usize { 0 } else { bucket + 1 }
-}
-
 /// The tags of a bucket, the first one lowest, and its offsets.
 #[inline]
-fn bucket_at(shard: &[u32], bucket: usize) -> Option<(u128, &[u32; LANES / 2])> {
+fn bucket_at(shard: &[u32], bucket: usize) -> Option<(u64, &[u32; LANES / 2])> {
     let words = shard.get(HEADER + BUCKET * bucket..)?.first_chunk::<BUCKET>()?;
-    let tags = words.first_chunk::<{ LANES / 2 }>()?.map(u128::from);
-    Some((tags[0] | tags[1] << 32 | tags[2] << 64 | tags[3] << 96, words.last_chunk()?))
+    let tags = words.first_chunk::<TAGS>()?.map(u64::from);
+    Some((tags[0] | tags[1] << 32, words.last_chunk()?))
 }
 
 /// The offset of a lane, in units of its shard; 0 if it is empty.
@@ -345,18 +323,6 @@ fn bucket_at(shard: &[u32], bucket: usize) -> Option<(u128, &[u32; LANES / 2])> 
 fn offset_in(offsets: &[u32; LANES / 2], lane: usize) -> Option<usize> {
     let pair = *offsets.get(lane / 2)?;
     Some((pair >> (16 * (lane % 2)) & 0xffff) as usize)
-}
-
-#[inline]
-fn of_all_lanes(tag: u16) -> u128 {
-    u128::from(tag) * (u128::MAX / 0xffff)
-}
-
-/// The highest bit of each lane that is zero. A lane above one that is zero may be taken for one too, so look at what
-/// is found; that there is none is certain.
-#[inline]
-fn zero_lanes(lanes: u128) -> u128 {
-    lanes.wrapping_sub(of_all_lanes(1)) & !lanes & of_all_lanes(1 << 15)
 }
 
 /// The user of the entry at an offset, and the words behind the id.
@@ -375,7 +341,7 @@ fn user_at(shard: &[u32], offset: usize, nodes_are: Nodes) -> Option<(User<'_>, 
         suspended: shape >> 31 == 1,
         key,
         nodes,
-        words: words.get(ENTRY..key_at)?,
+        words: words.get(ENTRY..)?,
     };
     Some((user, behind))
 }

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use super::{
-    ALIAS, BUCKET, HEADER, LANES, Nodes, Shard, Unfit, Users, bucket_at, bytes_of, counts, entries_in,
-    entry_at, first_bucket, first_entry, fits, next_bucket, offset_in, shard_of, tag_of, write_entry,
-    zero_lanes,
+    ALIAS, BUCKET, HEADER, Nodes, Shard, TAGS, Unfit, Users, bucket_at, bytes_of, counts, entries_in,
+    entry_at, first_entry, fits, offset_in, shard_of, write_entry,
 };
 use crate::error::Error;
 use crate::name::hash_of;
+use crate::snapshot::lanes::{LANES, first_place, has_empty_lane, next_place, tag_of};
 
 /// How many entries a bucket holds on average at most. One entry in fifty is then not in its first bucket.
 const FILL: u32 = 5;
@@ -147,7 +147,7 @@ fn place(
     nodes_are: Nodes,
 ) -> Result<(), Unfit> {
     let hash = hash_of(key);
-    let mut bucket = first_bucket(hash, buckets);
+    let mut bucket = first_place(hash, buckets as usize);
     for _ in 0..buckets {
         let (tags, offsets) = bucket_at(words, bucket).ok_or(Unfit)?;
         let others = (0..LANES).map_while(|lane| offset_in(offsets, lane)).take_while(|offset| *offset != 0);
@@ -159,19 +159,17 @@ fn place(
         let lane = others.count();
         debug_assert_eq!(
             lane == LANES,
-            zero_lanes(tags) == 0,
+            !has_empty_lane(tags),
             "an entry has a tag and an offset, or neither"
         );
         let start = HEADER + BUCKET * bucket;
         if lane < LANES {
-            let at = |of: usize| start + of + lane / 2;
             let offset = u16::try_from(offset >> unit).map_err(|_| Unfit)?;
-            for (at, half) in [(at(0), tag_of(hash)), (at(LANES / 2), offset)] {
-                *words.get_mut(at).ok_or(Unfit)? |= u32::from(half) << (16 * (lane % 2));
-            }
+            *words.get_mut(start + lane / 4).ok_or(Unfit)? |= u32::from(tag_of(hash)) << (8 * (lane % 4));
+            *words.get_mut(start + TAGS + lane / 2).ok_or(Unfit)? |= u32::from(offset) << (16 * (lane % 2));
             return Ok(());
         }
-        bucket = next_bucket(bucket, buckets);
+        bucket = next_place(bucket, buckets as usize);
     }
     Err(Unfit)
 }

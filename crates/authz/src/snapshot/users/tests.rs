@@ -30,7 +30,11 @@ fn built(users: &[NewUser]) -> Users {
 
 fn all(users: &Users) -> BTreeMap<Vec<u8>, (i64, bool, Vec<u32>)> {
     let found = users.shards.iter().flat_map(|shard| entries(shard, users.nodes_are));
-    found.map(|(u, _)| (u.key.to_vec(), (u.id, u.suspended, u.words.to_vec()))).collect()
+    found
+        .map(|(u, _)| {
+            (u.key.to_vec(), (u.id, u.suspended, u.words[..users.nodes_are.words(u.nodes)].to_vec()))
+        })
+        .collect()
 }
 
 #[test]
@@ -45,7 +49,10 @@ fn every_key_is_found_and_no_other() {
         let users = built(&list);
         for user in &list {
             let found = users.get(Key::of_bytes(&user.key)).unwrap();
-            assert_eq!((found.id, found.suspended, found.words), (user.id, user.suspended, &*user.nodes));
+            assert_eq!(
+                (found.id, found.suspended, &found.words[..found.nodes]),
+                (user.id, user.suspended, &*user.nodes)
+            );
         }
         assert!((0..1_000).all(|n| users.get(Key::of_bytes(format!("v{n}").as_bytes())).is_none()));
         assert_eq!((users.count, users.memberships), (list.len(), 2 * list.len()));
@@ -99,7 +106,7 @@ fn replaced_users_are_found(nodes_are: Nodes) {
 #[test]
 fn few_nodes_are_held_as_a_set() {
     let list: Vec<_> =
-        (0..500_u32).map(|n| new(n.into(), &format!("u{n}"), &[n % 128, 128 + n % 128])).collect();
+        (0..500_u32).map(|n| new(n.into(), &format!("u{n}"), &[n % 127, 128 + n % 127])).collect();
     let users = built_as(Nodes::Few, &list);
     assert_eq!((users.count, users.memberships), (500, 1_000));
     let row = Row::new([(5, row::NEVER), (200, row::NEVER)].into_iter());
@@ -108,9 +115,9 @@ fn few_nodes_are_held_as_a_set() {
         assert_eq!(reached == Reach::Always, user.nodes.contains(&5) || user.nodes.contains(&200));
     }
     // One node too many.
-    assert!(users.replace(&HashSet::from([9]), false, &[new(9, "u9", &[256])]).is_err());
+    assert!(users.replace(&HashSet::from([9]), false, &[new(9, "u9", &[255])]).is_err());
     let mut builder = Builder::parts(1, Nodes::Few, 1).remove(0);
-    assert!(builder.push(1, false, b"a", "a", &[256]).is_err());
+    assert!(builder.push(1, false, b"a", "a", &[255]).is_err());
     for count in (0..600).chain((0..200_000).step_by(1_000)) {
         assert!(Nodes::of(count).hold(count), "{count}");
     }
