@@ -64,6 +64,7 @@ mod clock;
 mod confirm;
 pub(crate) mod copy;
 mod follow;
+mod graph;
 mod lanes;
 mod lend;
 mod listen;

@@ -1,4 +1,4 @@
-//! The full load: the graph, the users and the members of groups, each as a stream.
+//! The full load: the [graph](super::graph), the users and the members of groups, each as a stream.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 use super::actions::Actions;
 use super::copy::{Field, Rows};
+use super::graph::{self, Graph};
 use super::memberships::{Memberships, NodesByUser};
 use super::model::{Model, Node};
 use super::poll::Mark;
@@ -19,28 +20,6 @@ use crate::decision::Revision;
 use crate::error::Error;
 use crate::name::MAX_SUB_BYTES;
 
-/// Everything but users and memberships, for in a small organisation a load is little more than its round trips.
-///
-/// Where the server gives it in this order, as it does unless it reads with several processes, holders of one grant get
-/// numbers near each other, and few rows are as long as the nodes are many, as users come after groups. What is read does not depend on it.
-const GRAPH: &str = "copy (
-        select 1 as kind, e.child_group_id as id, array_agg(e.parent_group_id) as ids,
-               null::text as action_name, null::timestamptz as expires_at
-        from authz.group_groups e group by e.child_group_id
-        union all
-        select 2, gd.group_id, array_agg(gd.directory_id::bigint), null, null
-        from authz.group_directories gd group by gd.group_id
-        union all
-        (select 3, ga.group_id, null, ga.action_name, ga.expires_at from authz.group_actions ga
-         order by ga.action_name collate \"C\")
-        union all
-        (select 4, ua.user_id, null, ua.action_name, ua.expires_at from authz.user_actions ua order by ua.user_id)
-        union all
-        select 5, g.group_id, null, null, null from authz.groups g
-        where g.status <> 'active' and g.group_id in (select ga.group_id from authz.group_actions ga)
-        union all
-        select 6, null, null, a.action_name, null from authz.actions a
-    ) to stdout (format binary)";
 /// The users by themselves: a join would have the server hash all of them.
 const USERS: &str = "copy (
         select u.user_id, u.status, u.directory_id, u.user_name, null::text from authz.users u where u.status <> 'deleted'
@@ -62,6 +41,8 @@ const MEMBERS_PER_TURN: usize = 8_192;
 
 /// At most so many processors make the entries of the users: the host has other work.
 const PROCESSORS: usize = 4;
+/// For fewer users it is not worth while to wake a second one.
+const USERS_PER_PROCESSOR: usize = 4_096;
 
 /// What a load makes: the refresher's part and the readers' part.
 pub(super) struct Loaded {
@@ -83,16 +64,9 @@ pub(super) struct Read {
 /// # Errors
 /// [`Error::Database`], or [`Error::Unreadable`] for what this version does not understand.
 pub(super) async fn read_all(connection: &mut PgConnection, by_sub: bool) -> Result<Read, Error> {
-    let Graph { model, names } = graph(connection).await?;
-    let model = Arc::new(model);
-    // Rows are made while the users come in.
-    let rows = spawn_blocking({
-        let model = Arc::clone(&model);
-        move || {
-            let actions = Actions::of(model.rows(names.iter()).into_iter());
-            (actions, model.everything())
-        }
-    });
+    // The model is made while the users come in, and the rows of the actions while their memberships do.
+    let found = graph::read(connection).await?;
+    let graph = spawn_blocking(|| found.into_graph());
     let people = people(connection, by_sub).await?;
     let (people, empty) = spawn_blocking(move || {
         let memberships = Memberships::of(people.rows.iter().map(|row| row.user_id));
@@ -100,6 +74,15 @@ pub(super) async fn read_all(connection: &mut PgConnection, by_sub: bool) -> Res
     })
     .await
     .map_err(ended)?;
+    let Graph { model, names } = graph.await.map_err(ended)?;
+    let model = Arc::new(model);
+    let rows = spawn_blocking({
+        let model = Arc::clone(&model);
+        move || {
+            let actions = Actions::of(model.rows(names.iter()).into_iter());
+            (actions, model.everything())
+        }
+    });
     let memberships = memberships(connection, &model, empty).await?;
     Ok(Read { model, rows, people, memberships })
 }
@@ -140,45 +123,8 @@ pub(super) fn state(
     State { revision, mark, users, actions, everything, size }
 }
 
-/// What [`GRAPH`] gives.
-#[derive(Default)]
-struct Graph {
-    model: Model,
-    /// Of the actions.
-    names: Vec<Arc<str>>,
-}
-
-async fn graph(connection: &mut PgConnection) -> Result<Graph, Error> {
-    let Graph { mut model, mut names } = Graph::default();
-    let (mut new, mut deleted) = (Vec::new(), Vec::new());
-    rows(connection, GRAPH, |[kind, id, ids, name, end]| {
-        match kind.int4_or_null()? {
-            Some(1) => {
-                model.set_parents(id.int8()?, ids.int8s()?.collect(), &mut new);
-            }
-            Some(2) => {
-                let directories = ids.int8s()?.filter_map(|id| i32::try_from(id).ok());
-                model.set_directories(id.int8()?, directories.collect(), &mut new);
-            }
-            Some(3) => model.grant(Node::Group(id.int8()?), name.text()?, end_in(end)?, &mut new),
-            Some(4) => model.grant(Node::User(id.int8()?), name.text()?, end_in(end)?, &mut new),
-            Some(5) => deleted.push(id.int8()?),
-            _ => names.push(name.text()?.into()),
-        }
-        Ok(())
-    })
-    .await?;
-    // After the grants, wherever the server put them: before, the model would not know the groups.
-    for group in deleted {
-        model.set_deleted(group, true);
-    }
-    model.settle();
-    model.link();
-    Ok(Graph { model, names })
-}
-
 /// The end of a grant as rows hold it.
-fn end_in(expires_at: Field<'_>) -> Result<i64, Error> {
+pub(super) fn end_in(expires_at: Field<'_>) -> Result<i64, Error> {
     Ok(expires_at.micros_or_null()?.unwrap_or(NEVER))
 }
 
@@ -233,7 +179,11 @@ async fn memberships(
 async fn users(model: &Arc<Model>, people: People, memberships: Memberships) -> Result<Users, Error> {
     let people = Arc::new(people);
     let memberships = spawn_blocking(|| Arc::new(memberships.by_user())).await.map_err(ended)?;
-    let processors = std::thread::available_parallelism().map_or(1, NonZero::get).min(PROCESSORS);
+    let processors = if people.rows.len() < USERS_PER_PROCESSOR {
+        1
+    } else {
+        std::thread::available_parallelism().map_or(1, NonZero::get).min(PROCESSORS)
+    };
     let parts = Builder::parts(people.rows.len(), Nodes::of(model.nodes()), processors);
     let working: Vec<_> = parts
         .into_iter()
@@ -275,7 +225,7 @@ fn unfit(_: Unfit) -> Error {
 }
 
 /// Calls `each` with every row that a `copy` gives.
-async fn rows<const N: usize>(
+pub(super) async fn rows<const N: usize>(
     connection: &mut PgConnection,
     statement: &str,
     mut each: impl FnMut([Field<'_>; N]) -> Result<(), Error>,

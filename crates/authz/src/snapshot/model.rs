@@ -15,7 +15,7 @@ const SPARE_NODES: u32 = 1_024;
 type Map<K, V> = HashMap<K, V, RandomState>;
 
 /// What can hold a grant or pass one on to users.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Node {
     Group(i64),
     /// Everyone in a directory: below each group that has them.

@@ -235,9 +235,10 @@ async fn refresh_on(
     let load_patience = options.max_staleness.saturating_mul(10).max(LOAD_PATIENCE);
     let read = within(load_patience, read_all(&mut transaction, options.by_sub)).await?;
     // The database is not held for what is made of it.
-    within(patience, async { Ok(transaction.commit().await?) }).await?;
-    let loaded = Some(within(load_patience, read.into_loaded(at)).await?);
-    Ok(Refreshed { poll, loaded })
+    let committed = within(patience, async { Ok(transaction.commit().await?) });
+    let (committed, loaded) = tokio::join!(committed, within(load_patience, read.into_loaded(at)));
+    committed?;
+    Ok(Refreshed { poll, loaded: Some(loaded?) })
 }
 
 /// Gives up in time: a server that takes no notice must not hold the refresher for ever.
