@@ -374,7 +374,7 @@ text_newtype!(DirectoryName);
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct ActionName(Cow<'static, str>);
+pub struct ActionName(Hashed<Cow<'static, str>>);
 
 impl ActionName {
     /// Parses an action name. Nothing is trimmed or lower-cased: an action is named in code, so a
@@ -387,7 +387,7 @@ impl ActionName {
             return Err(NameError::TooLong { kind: "action", length: text.len(), limit: MAX_ACTION_BYTES });
         }
         if is_action(text.as_bytes()) {
-            Ok(Self(Cow::Owned(text.to_owned())))
+            Ok(Self::stored(text.to_owned()))
         } else {
             Err(NameError::Action { text: text.escape_debug().to_string() })
         }
@@ -413,7 +413,13 @@ impl ActionName {
                 "not an action name: use dot-separated segments of lower-case letters, digits, `_` and `-`"
             );
         }
-        Self(Cow::Borrowed(text))
+        Self(Hashed::constant(text))
+    }
+
+    /// The hash by which a snapshot finds the action.
+    #[inline]
+    pub(crate) fn hash_code(&self) -> u64 {
+        self.0.hash_code()
     }
 
     /// What a grant may be called to cover this action: itself, `*`, and each prefix with `.*`.
@@ -463,7 +469,7 @@ impl ActionPattern {
     pub fn covers(&self, action: &ActionName) -> bool {
         match self.0.strip_suffix('*') {
             Some(prefix) => action.0.starts_with(prefix), // "" for `*`, "workers." for `workers.*`
-            None => self.0 == action.0,
+            None => *self.0 == *action.0,
         }
     }
 }
@@ -471,7 +477,7 @@ text_newtype!(ActionPattern);
 
 impl From<ActionName> for ActionPattern {
     fn from(action: ActionName) -> Self {
-        Self(action.0)
+        Self(action.0.into_text())
     }
 }
 

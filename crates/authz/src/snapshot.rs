@@ -147,7 +147,7 @@ impl Snapshot {
 
     #[inline]
     fn judge(&self, key: Key<'_>, action: &ActionName) -> Result<Verdict, Error> {
-        let (answer, revision) = self.shared.judge(key, action.as_str());
+        let (answer, revision) = self.shared.judge(key, action);
         self.verdict(answer, revision, action)
     }
 
@@ -160,8 +160,7 @@ impl Snapshot {
         if matches!(user, UserKey::Sub(_)) && !self.by_sub {
             return Err(Error::Unindexed);
         }
-        let asked =
-            self.shared.ask(|state| state.ask(user, action.as_str(), || self.shared.database_micros()));
+        let asked = self.shared.ask(|state| state.ask(user, action, || self.shared.database_micros()));
         let ((answer, name), revision) = asked.unwrap_or(((Answer::Unusable, None), Revision(0)));
         Ok((self.verdict(answer, revision, action)?, name))
     }

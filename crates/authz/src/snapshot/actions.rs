@@ -4,13 +4,11 @@
 //! who ask. Where an entry lies is known from the tags of its part, eight of eight bits, as in the buckets of the users.
 
 use std::collections::HashSet;
-use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
-
-use foldhash::fast::RandomState;
 
 use super::lanes::{LANES, first_place, has_empty_lane, lanes_of, next_lane, next_place, with_tag};
 use super::row::Row;
+use crate::name::{ActionName, hash_of};
 
 /// Names up to this length lie beside their row, so that a look-up follows no pointer to compare them.
 const NEAR: usize = 31;
@@ -22,7 +20,6 @@ const FILL: usize = 5;
 /// The actions of one state.
 #[derive(Clone)]
 pub(super) struct Actions {
-    hasher: RandomState,
     /// INVARIANT: one has an empty lane at least, so a search ends (held by `parts_are_enough_and_those_that_do_not_change_are_shared`).
     parts: Arc<[Part]>,
     count: usize,
@@ -74,12 +71,11 @@ impl Actions {
     }
 
     fn build(count: usize, entries: impl Iterator<Item = Entry>) -> Self {
-        let hasher = RandomState::default();
         let mut drafts: Vec<(u64, Vec<Entry>)> = Vec::new();
         drafts.resize_with(count / FILL + 1, Default::default);
         let mut placed = 0;
         for entry in entries {
-            let hash = hash(&hasher, entry.name());
+            let hash = hash_of(entry.name());
             let mut place = first_place(hash, drafts.len());
             for _ in 0..drafts.len() {
                 match drafts.get_mut(place) {
@@ -94,20 +90,19 @@ impl Actions {
             }
         }
         let part = |(tags, entries): (u64, Vec<Entry>)| Part { tags, entries: entries.into() };
-        Self { hasher, parts: drafts.into_iter().map(part).collect(), count: placed }
+        Self { parts: drafts.into_iter().map(part).collect(), count: placed }
     }
 
     /// The row of an action.
     #[inline]
-    pub(super) fn get(&self, name: &str) -> Option<&Row> {
-        let (part, lane) = self.find(name.as_bytes())?;
+    pub(super) fn get(&self, name: &ActionName) -> Option<&Row> {
+        let (part, lane) = self.find(name.as_str().as_bytes(), name.hash_code())?;
         Some(&self.parts.get(part)?.entries.get(lane)?.row)
     }
 
     /// The part and the lane of an action.
     #[inline]
-    fn find(&self, name: &[u8]) -> Option<(usize, usize)> {
-        let hash = hash(&self.hasher, name);
+    fn find(&self, name: &[u8], hash: u64) -> Option<(usize, usize)> {
         let mut place = first_place(hash, self.parts.len());
         for _ in 0..self.parts.len() {
             let part = self.parts.get(place)?;
@@ -130,7 +125,7 @@ impl Actions {
         let mut next = self.clone();
         let mut new = Vec::new();
         for (name, row) in changed {
-            let found = self.find(name.as_bytes());
+            let found = self.find(name.as_bytes(), hash_of(name.as_bytes()));
             let part = found.and_then(|(part, _)| Arc::make_mut(&mut next.parts).get_mut(part));
             match (part, found) {
                 (Some(part), Some((_, lane))) => {
@@ -172,13 +167,6 @@ impl Actions {
     }
 }
 
-#[inline]
-fn hash(hasher: &RandomState, name: &[u8]) -> u64 {
-    let mut state = hasher.build_hasher();
-    state.write(name);
-    state.finish()
-}
-
 /// Whether two keys are equal. They are short, and a call of the general comparison costs more than this.
 #[inline]
 pub(super) fn same_bytes(one: &[u8], other: &[u8]) -> bool {
@@ -207,8 +195,12 @@ mod tests {
         Row::new([(node, 1)].into_iter())
     }
 
+    fn get<'a>(actions: &'a Actions, name: &str) -> Option<&'a Row> {
+        actions.get(&ActionName::stored(name.to_owned()))
+    }
+
     fn reaches(actions: &Actions, name: &str, node: u32) -> bool {
-        actions.get(name).unwrap().reach(&[node]) == Reach::Until(1)
+        get(actions, name).unwrap().reach(&[node]) == Reach::Until(1)
     }
 
     #[test]
@@ -227,10 +219,10 @@ mod tests {
             let even = names.iter().filter(|name| name.len() % 2 == 0).map(ToString::to_string);
             let fewer = after.with(Vec::new(), &even.collect());
             for name in &names {
-                assert_eq!(fewer.get(name).is_none(), name.len() % 2 == 0, "{name}");
-                assert!(after.get(name).is_some(), "{name}");
+                assert_eq!(get(&fewer, name).is_none(), name.len() % 2 == 0, "{name}");
+                assert!(get(&after, name).is_some(), "{name}");
             }
-            assert!(after.get("").is_none() && after.get("b").is_none());
+            assert!(get(&after, "").is_none() && get(&after, "b").is_none());
         }
     }
 
@@ -242,7 +234,7 @@ mod tests {
             assert!(actions.parts.iter().any(|part| part.entries.len() < LANES));
             assert!(names.iter().all(|name| reaches(&actions, name, 7)));
             assert_eq!((actions.count, actions.names().count()), (count, count));
-            assert!(actions.get("area.task").is_none());
+            assert!(get(&actions, "area.task").is_none());
             let Some(name) = names.last() else { continue };
             let changed = actions.with(vec![(name.as_str().into(), row(8))], &HashSet::new());
             assert!(reaches(&changed, name, 8) && reaches(&actions, name, 7));

@@ -101,7 +101,7 @@ impl Snapshot {
             return questions
                 .iter()
                 .map(|(user, action)| {
-                    let (answer, _) = state.ask(user.into(), action.as_str(), || seen.now);
+                    let (answer, _) = state.ask(user.into(), action, || seen.now);
                     self.verdict(answer, seen.revision, action)
                 })
                 .collect();
@@ -182,7 +182,7 @@ impl Snapshot {
         if let Some((seen, state)) = confirmed
             && (self.by_sub || matches!(user, UserKey::Name(_)))
         {
-            let (answer, name) = state.ask(user, action.as_str(), || seen.now);
+            let (answer, name) = state.ask(user, action, || seen.now);
             return Ok(Confirmed::Here(self.verdict(answer, seen.revision, action)?, name));
         }
         let (decision, name) = crate::check::ask(connection, user, action).await?;

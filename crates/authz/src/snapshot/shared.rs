@@ -14,6 +14,7 @@ use super::users::Key;
 use super::{Options, clock};
 use crate::decision::Revision;
 use crate::error::Error;
+use crate::name::ActionName;
 
 /// In place of the age of a directory that was never mirrored.
 const NEVER: u64 = u64::MAX;
@@ -73,7 +74,7 @@ impl Shared {
 
     /// The answer of the state, if that may be used.
     #[inline]
-    pub(super) fn judge(&self, key: Key<'_>, action: &str) -> (Answer, Revision) {
+    pub(super) fn judge(&self, key: Key<'_>, action: &ActionName) -> (Answer, Revision) {
         self.ask(|state| state.judge(key, action, || self.database_micros()))
             .unwrap_or((Answer::Unusable, Revision(0)))
     }
@@ -251,6 +252,8 @@ mod tests {
     use crate::snapshot::model::Model;
     use crate::snapshot::users::{Builder, Nodes, Users};
 
+    const NOTHING: ActionName = ActionName::constant("nothing");
+
     fn state(revision: i64) -> State {
         let parts = Builder::parts(0, Nodes::of(0), 1).into_iter().map(|part| part.finish().unwrap());
         let users = Users::of(parts.collect()).unwrap();
@@ -286,14 +289,11 @@ mod tests {
             });
             while !done.load(Ordering::SeqCst) {
                 let wanted = least.load(Ordering::SeqCst);
-                let (answer, revision) = shared.judge(Key::of_bytes(b"nobody"), "nothing");
+                let (answer, revision) = shared.judge(Key::of_bytes(b"nobody"), &NOTHING);
                 assert!(answer == Answer::Unusable || revision.0 >= wanted, "{revision} {wanted}");
             }
         });
-        assert_eq!(
-            shared.judge(Key::of_bytes(b"nobody"), "nothing"),
-            (Answer::UnknownUser, Revision(99_999))
-        );
+        assert_eq!(shared.judge(Key::of_bytes(b"nobody"), &NOTHING), (Answer::UnknownUser, Revision(99_999)));
     }
 
     #[test]
@@ -301,7 +301,7 @@ mod tests {
         let shared = Shared::new(&Options::default(), state(0), &poll(clock::exact()));
         shared.close();
         shared.confirm(&poll(clock::exact()));
-        assert_eq!(shared.judge(Key::of_bytes(b"nobody"), "nothing").0, Answer::Unusable);
+        assert_eq!(shared.judge(Key::of_bytes(b"nobody"), &NOTHING).0, Answer::Unusable);
         assert!(matches!(shared.why_not(), Error::SnapshotClosed));
     }
 
@@ -314,7 +314,7 @@ mod tests {
             let as_of = clock::exact().saturating_sub(lag);
             let shared = Shared::new(&options, state(0), &poll(as_of));
             assert_eq!(
-                shared.judge(Key::of_bytes(b"nobody"), "nothing").0 != Answer::Unusable,
+                shared.judge(Key::of_bytes(b"nobody"), &NOTHING).0 != Answer::Unusable,
                 usable,
                 "{lag}"
             );
@@ -333,7 +333,7 @@ mod tests {
         ] {
             let shared = Shared::new(&options, state(0), &Poll { directory, ..poll(clock::exact()) });
             assert_eq!(
-                shared.judge(Key::of_bytes(b"nobody"), "nothing").0 != Answer::Unusable,
+                shared.judge(Key::of_bytes(b"nobody"), &NOTHING).0 != Answer::Unusable,
                 usable,
                 "{directory:?}"
             );

@@ -5,7 +5,7 @@ use super::poll::Mark;
 use super::row::{Reach, Row};
 use super::users::{self, Key, User, Users};
 use crate::decision::Revision;
-use crate::name::{UserKey, UserName};
+use crate::name::{ActionName, UserKey, UserName};
 
 /// The permissions as of one revision.
 pub(super) struct State {
@@ -43,7 +43,7 @@ impl State {
     /// INVARIANT: gives the verdict of [`check`](crate::check()) for every user and action
     /// (held by `every_change_is_followed`).
     #[inline]
-    pub(super) fn judge(&self, key: Key<'_>, action: &str, now: impl FnOnce() -> i64) -> Answer {
+    pub(super) fn judge(&self, key: Key<'_>, action: &ActionName, now: impl FnOnce() -> i64) -> Answer {
         // Independent of each other, so that the processor fetches both at once.
         let row = self.actions.get(action);
         match (self.users.get(key), row) {
@@ -77,7 +77,7 @@ impl State {
     pub(super) fn ask(
         &self,
         user: UserKey<'_>,
-        action: &str,
+        action: &ActionName,
         now: impl FnOnce() -> i64,
     ) -> (Answer, Option<UserName>) {
         match user {
