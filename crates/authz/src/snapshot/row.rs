@@ -20,17 +20,15 @@ pub(super) struct Row {
     /// Of the first set of `words` what a [`NodeSet`] holds: to follow the pointer would take a tenth of a check. In front, where
     /// it shares a line of memory with the name of the action. The last bit says whether there are `ends`.
     few: NodeSet,
-    /// Two sets of bits, one behind the other, so that a check finds both in one place.
-    ///
-    /// First: the nodes that reach a grant, and a word of zeros, which stands for all words behind it: nobody can predict
-    /// whether a node lies there, so a branch on that costs more than a look. Then a power of two of words, or none: where a
-    /// node's bit is not set at its place in them, modulo their number, a grant that it reaches has no end. Grants with an end are
-    /// few, so this is small and says so of most nodes.
-    ///
-    /// These have as many as a [`NodeSet`] at least, of whose nodes each then has a bit of its own.
+    /// The nodes that reach a grant as bits, and a word of zeros, which stands for all words behind it: nobody can predict
+    /// whether a node lies there, so a branch on that costs more than a look. Behind them, where there are `ends`, which of the
+    /// first nodes have one, as a [`NodeSet`].
     words: Arc<[u32]>,
-    /// How many words the first set has.
+    /// How many words the nodes have, with the one of zeros.
     reached: u32,
+    /// Where the bit of a node modulo 64 is not set, the node is not in `ends`: those are few, so nobody has to look there for most
+    /// nodes.
+    ending: u64,
     /// By node that reaches grants with an end alone, the latest one in microseconds.
     ends: Arc<[(u32, i64)]>,
 }
@@ -61,15 +59,12 @@ impl Row {
         ends.retain(|(node, _)| !is_set(&words, *node));
         ends.sort_unstable_by_key(|&(node, end)| (node, std::cmp::Reverse(end)));
         ends.dedup_by_key(|(node, _)| *node);
-        // Eight words for each such node, so that a node is taken for one in vain once in 256 times.
-        let exact = ends.last().map_or(0, |(node, _)| word_of(*node) + 1);
-        let enough = (8 * ends.len()).min(exact).next_power_of_two().max(size_of::<NodeSet>() / 4);
-        let mut perhaps = vec![0_u32; if ends.is_empty() { 0 } else { enough }];
+        let (mut ending, mut with_end) = (0, Vec::new());
         for (node, _) in &ends {
+            ending |= 1 << (node & 63);
             set(&mut words, *node);
-            let at = word_of(*node) & perhaps.len().wrapping_sub(1);
-            if let Some(word) = perhaps.get_mut(at) {
-                *word |= 1 << (node & 31);
+            if word_of(*node) < NodeSet::default().len() {
+                set(&mut with_end, *node);
             }
         }
         let mut few = NodeSet::default();
@@ -80,21 +75,21 @@ impl Row {
         words.push(0);
         // Nodes are numbered with 32 bits, so their words are as well.
         let reached = u32::try_from(words.len()).unwrap_or(u32::MAX);
-        words.append(&mut perhaps);
-        Self { few, words: words.into(), reached, ends: ends.into() }
+        if !ends.is_empty() {
+            with_end.resize(few.len(), 0);
+            words.append(&mut with_end);
+        }
+        Self { few, words: words.into(), reached, ending, ends: ends.into() }
     }
 
     /// What reaches a user with these nodes.
     #[inline]
     pub(super) fn reach<N: Copy + Into<u32>>(&self, nodes: &[N]) -> Reach {
-        let Some((reached, perhaps)) = self.words.split_at_checked(self.reached as usize) else {
-            return Reach::Never;
-        };
-        let Some(node) = hit(reached, nodes) else { return Reach::Never };
-        let at = word_of(node) & perhaps.len().wrapping_sub(1);
-        match perhaps.get(at) {
-            Some(word) if word >> (node & 31) & 1 == 1 => self.latest(nodes.iter().map(|&node| node.into())),
-            _ => Reach::Always,
+        let reached = self.words.get(..self.reached as usize).unwrap_or_default();
+        match hit(reached, nodes) {
+            None => Reach::Never,
+            Some(node) if self.ending >> (node & 63) & 1 == 0 || self.end_of(node).is_none() => Reach::Always,
+            Some(_) => self.latest(nodes.iter().map(|&node| node.into())),
         }
     }
 
@@ -124,12 +119,18 @@ impl Row {
     #[cold]
     fn latest(&self, nodes: impl Iterator<Item = u32>) -> Reach {
         let reached = self.words.get(..self.reached as usize).unwrap_or_default();
-        let reach = |node| match self.ends.binary_search_by_key(&node, |&(node, _)| node) {
-            Ok(at) => self.ends.get(at).map_or(Reach::Never, |&(_, end)| Reach::Until(end)),
-            Err(_) if is_set(reached, node) => Reach::Always,
-            Err(_) => Reach::Never,
+        let reach = |node| match self.end_of(node) {
+            Some(end) => Reach::Until(end),
+            None if is_set(reached, node) => Reach::Always,
+            None => Reach::Never,
         };
         nodes.map(reach).max().unwrap_or(Reach::Never)
+    }
+
+    /// The end in `ends`.
+    fn end_of(&self, node: u32) -> Option<i64> {
+        let at = self.ends.binary_search_by_key(&node, |&(node, _)| node).ok()?;
+        self.ends.get(at).map(|&(_, end)| end)
     }
 
     /// Held in memory, with the counters.
@@ -222,9 +223,9 @@ mod tests {
 
     #[test]
     fn nodes_that_share_a_bit_are_told_apart() {
-        // One node with an end: eight words, so 70 looks like 326 and so on, of which one reaches a grant without an end.
+        // Modulo 64, all are 6, of which one reaches a grant with an end and one a grant without.
         let row = Row::new([(70, 5), (582, NEVER)].into_iter());
-        assert_eq!((row.words.len(), row.reached), (20 + 8, 20));
+        assert_eq!((row.words.len(), row.reached, row.ending), (20 + 8, 20, 1 << 6));
         assert_eq!(row.reach(&[6_u32, 326]), Reach::Never);
         assert_eq!(row.reach(&[6_u32, 70, 326]), Reach::Until(5));
         assert_eq!(row.reach(&[6_u32, 582]), Reach::Always);
