@@ -217,7 +217,12 @@ mod tests {
             }
             assert_eq!((after.names().count(), after.count), (255, 255));
             let even = names.iter().filter(|name| name.len() % 2 == 0).map(ToString::to_string);
-            let fewer = after.with(Vec::new(), &even.collect());
+            let gone: HashSet<String> = even.collect();
+            // Together with rows that change, of those that go and of those that stay.
+            let fewer = after.with(rows(2).skip(9).collect(), &gone);
+            assert_eq!((fewer.names().count(), fewer.count), (128, 128));
+            assert!(reaches(&fewer, &names[0], 1) && reaches(&fewer, &names[10], 12));
+            let fewer = after.with(Vec::new(), &gone);
             for name in &names {
                 assert_eq!(get(&fewer, name).is_none(), name.len() % 2 == 0, "{name}");
                 assert!(get(&after, name).is_some(), "{name}");

@@ -348,13 +348,12 @@ fn actions(model: &Model, old: &Actions, affected: &Affected) -> Actions {
         .map(|pattern| ActionPattern::stored(pattern.to_string()))
         .collect();
     let is_affected = |name: &str| {
-        !affected.unregistered.contains(name)
-            && (affected.all || affected.patterns.contains(name) || {
-                !wildcards.is_empty() && {
-                    let action = ActionName::stored(name.to_string());
-                    wildcards.iter().any(|wildcard| wildcard.covers(&action))
-                }
-            })
+        affected.all || affected.patterns.contains(name) || {
+            !wildcards.is_empty() && {
+                let action = ActionName::stored(name.to_string());
+                wildcards.iter().any(|wildcard| wildcard.covers(&action))
+            }
+        }
     };
     let mut names: HashSet<Arc<str>> = old.names().filter(|name| is_affected(name)).map(Into::into).collect();
     names.extend(affected.registered.iter().cloned());

@@ -131,3 +131,82 @@ impl Found {
         Graph { model, names }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::row::{NEVER, Reach};
+    use super::*;
+
+    /// Each kind of row in the order that is given, and the facts that follow from them.
+    fn graph(turn: impl Fn(usize) -> usize) -> Graph {
+        fn turned<T>(rows: Vec<T>, turn: &impl Fn(usize) -> usize) -> Vec<T> {
+            let count = rows.len();
+            let mut rows: Vec<_> = rows.into_iter().enumerate().collect();
+            rows.sort_by_key(|(at, _)| turn(*at) % count.max(1));
+            rows.into_iter().map(|(_, row)| row).collect()
+        }
+        let mut found = Found {
+            // 3 is in 1 and 2, 4 in 3, 5 in 2.
+            parents: turned(vec![(3, 1), (4, 3), (5, 2), (3, 2)], &turn),
+            // Everyone in 7 and 8 is in 4, everyone in 9 in 2 and 6.
+            directories: turned(vec![(4, 7), (6, 9), (2, 9), (4, 8)], &turn),
+            deleted: turned(vec![6, 77], &turn),
+            names: turned(["a.one", "a.two", "b", "c"].map(Arc::from).to_vec(), &turn),
+            ..Found::default()
+        };
+        let grants = vec![
+            (Node::Group(1), "a.*", NEVER),
+            (Node::Group(2), "b", 5),
+            (Node::User(50), "b", NEVER),
+            (Node::Group(6), "c", NEVER),
+            (Node::User(40), "a.one", 9),
+        ];
+        for (holder, pattern, end) in turned(grants, &turn) {
+            found.grant(holder, pattern, end);
+        }
+        found.into_graph()
+    }
+
+    #[test]
+    fn order_of_the_rows_changes_nothing() {
+        let numbers = |graph: &Graph| {
+            let groups = (1..=6).map(|id| graph.model.node(Node::Group(id)));
+            let everyone = (7..=9).map(|id| graph.model.node(Node::Everyone(id)));
+            groups
+                .chain(everyone)
+                .chain([40, 50].map(|id| graph.model.node(Node::User(id))))
+                .collect::<Vec<_>>()
+        };
+        let first = numbers(&graph(|at| at));
+        let orders: [fn(usize) -> usize; 6] =
+            [|at| at, |at| 100 - at, |at| at + 1, |at| at + 2, |at| at * 3, |at| at ^ 1];
+        for order in orders {
+            let graph = graph(order);
+            assert_eq!(numbers(&graph), first);
+            let rows = graph.model.rows(graph.names.iter());
+            let reach = |action: &str, node: Node| {
+                let (_, row) = rows.iter().find(|(name, _)| &**name == action).unwrap();
+                row.reach(&[graph.model.node(node).unwrap()])
+            };
+            for (node, a, b) in [
+                (Node::Group(1), Reach::Always, Reach::Never),
+                (Node::Group(2), Reach::Never, Reach::Until(5)),
+                (Node::Group(3), Reach::Always, Reach::Until(5)),
+                (Node::Group(4), Reach::Always, Reach::Until(5)),
+                (Node::Group(5), Reach::Never, Reach::Until(5)),
+                (Node::Everyone(7), Reach::Always, Reach::Until(5)),
+                (Node::Everyone(8), Reach::Always, Reach::Until(5)),
+                (Node::Everyone(9), Reach::Never, Reach::Until(5)),
+                (Node::User(50), Reach::Never, Reach::Always),
+            ] {
+                assert_eq!((reach("a.two", node), reach("b", node)), (a, b), "{node:?}");
+            }
+            assert_eq!(reach("a.one", Node::User(40)), Reach::Until(9));
+            // A deleted group gives nothing, neither to members nor to everyone in the directory.
+            assert_eq!(
+                (reach("c", Node::Group(6)), reach("c", Node::Everyone(9))),
+                (Reach::Never, Reach::Never)
+            );
+        }
+    }
+}

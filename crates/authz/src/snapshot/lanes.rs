@@ -5,11 +5,14 @@
 pub(super) const LANES: usize = 8;
 const EACH: u64 = u64::MAX / 0xff;
 
-/// Never 0, which marks an empty lane. From bits that [`first_place`] does not look at.
+/// From bits that [`first_place`] does not look at. Never 0, which marks an empty lane, nor 1.
+///
+/// INVARIANT: an empty lane differs from any tag by more than its lowest bit, so [`zeros`] never takes one for that tag, and what lies
+/// at the place of nothing is never read as an entry (held by `no_empty_lane_is_taken_for_one_with_a_tag`).
 #[inline]
 #[expect(clippy::cast_possible_truncation, reason = "eight bits of the hash")]
 pub(super) fn tag_of(hash: u64) -> u8 {
-    ((hash >> 32) as u8).max(1)
+    ((hash >> 32) as u8).max(2)
 }
 
 /// Where the search for a hash begins. Multiply and shift: any number of places below 2³², no division.
@@ -48,7 +51,7 @@ pub(super) fn has_empty_lane(tags: u64) -> bool {
     zeros(tags) != 0
 }
 
-/// The highest bit of each lane that is zero. A lane above one that is zero may be taken for one too, so look at what
+/// The highest bit of each lane that is zero. A lane of 1 above one that is zero is taken for one too, so look at what
 /// is found; that there is none is certain.
 #[inline]
 fn zeros(lanes: u64) -> u64 {
@@ -59,24 +62,50 @@ fn zeros(lanes: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn hash(tag: u64) -> u64 {
+        tag << 32 | 7
+    }
+
+    fn lanes(tags: u64, tag: u64) -> Vec<usize> {
+        let mut lanes = lanes_of(tags, hash(tag));
+        std::iter::from_fn(|| next_lane(&mut lanes)).collect()
+    }
+
     #[test]
     fn lanes_with_a_tag_are_found() {
-        let hash = |tag: u64| tag << 32 | 7;
         for filled in 0..=LANES {
             let tags = (0..filled).fold(0, |tags, lane| with_tag(tags, lane, hash(lane as u64 * 36)));
             assert_eq!(has_empty_lane(tags), filled < LANES);
             for lane in 0..filled {
-                let mut lanes = lanes_of(tags, hash(lane as u64 * 36));
-                assert_eq!(next_lane(&mut lanes), Some(lane), "{tags:x}");
+                assert_eq!(lanes(tags, lane as u64 * 36), [lane], "{tags:x}");
             }
-            for tag in (0..256).filter(|tag| *tag > 1 && (tag % 36 != 0 || tag / 36 >= filled as u64)) {
-                assert_eq!(next_lane(&mut lanes_of(tags, hash(tag))), None, "{tags:x} {tag}");
+            for tag in (0..256).filter(|tag| *tag > 2 && (tag % 36 != 0 || tag / 36 >= filled as u64)) {
+                assert_eq!(lanes(tags, tag), [] as [usize; 0], "{tags:x} {tag}");
             }
         }
         // One tag in all lanes.
         let tags = (0..LANES).fold(0, |tags, lane| with_tag(tags, lane, hash(9)));
-        let mut lanes = lanes_of(tags, hash(9));
-        let found = std::iter::from_fn(|| next_lane(&mut lanes));
-        assert!(found.eq(0..LANES));
+        assert!(lanes(tags, 9).into_iter().eq(0..LANES));
+    }
+
+    #[test]
+    fn no_empty_lane_is_taken_for_one_with_a_tag() {
+        for filled in 0..LANES {
+            for held in 0..256 {
+                for other in [held, held ^ 1, 0, 1, 2] {
+                    let tag = |lane: usize| hash(if lane.is_multiple_of(2) { held } else { other });
+                    let tags = (0..filled).fold(0, |tags, lane| with_tag(tags, lane, tag(lane)));
+                    for asked in 0..256 {
+                        let found = lanes(tags, asked);
+                        assert!(found.iter().all(|lane| *lane < filled), "{tags:x} {asked} {found:?}");
+                        let has = |lane: usize| tag_of(tag(lane)) == tag_of(hash(asked));
+                        assert!(
+                            (0..filled).all(|lane| !has(lane) || found.contains(&lane)),
+                            "{tags:x} {asked}"
+                        );
+                    }
+                }
+            }
+        }
     }
 }

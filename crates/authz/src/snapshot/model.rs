@@ -36,7 +36,7 @@ pub(super) struct Model {
     children: Map<i64, Vec<i64>>,
     parents: Map<i64, Vec<i64>>,
     directories: Map<i64, Vec<i32>>,
-    /// Nodes of deleted groups that hold grants, which count for nothing.
+    /// Nodes of deleted groups, whose grants count for nothing.
     dead: HashSet<u32>,
     /// By pattern, the holders with the end of their grants, sorted by node.
     grants: BTreeMap<Arc<str>, Vec<(u32, i64)>>,

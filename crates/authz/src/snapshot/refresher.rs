@@ -236,9 +236,8 @@ async fn refresh_on(
     let read = within(load_patience, read_all(&mut transaction, options.by_sub)).await?;
     // The database is not held for what is made of it.
     let committed = within(patience, async { Ok(transaction.commit().await?) });
-    let (committed, loaded) = tokio::join!(committed, within(load_patience, read.into_loaded(at)));
-    committed?;
-    Ok(Refreshed { poll, loaded: Some(loaded?) })
+    let ((), loaded) = tokio::try_join!(committed, within(load_patience, read.into_loaded(at)))?;
+    Ok(Refreshed { poll, loaded: Some(loaded) })
 }
 
 /// Gives up in time: a server that takes no notice must not hold the refresher for ever.

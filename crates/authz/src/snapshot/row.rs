@@ -104,11 +104,10 @@ impl Row {
         if self.few.last().is_some_and(|last| last & ENDS == 0) {
             return Reach::Always;
         }
-        let Some(with_end) = self.words.get(self.reached as usize..).and_then(<[u32]>::first_chunk) else {
-            return Reach::Always;
-        };
+        let with_end = self.words.get(self.reached as usize..).unwrap_or_default();
+        let with_end: NodeSet = with_end.first_chunk().copied().unwrap_or([u32::MAX; 8]);
         let mut without = met;
-        without.iter_mut().zip(with_end as &NodeSet).for_each(|(met, with_end)| *met &= !with_end);
+        without.iter_mut().zip(with_end).for_each(|(met, with_end)| *met &= !with_end);
         if is_any(&without) {
             return Reach::Always;
         }

@@ -123,7 +123,7 @@ impl Nodes {
 }
 
 /// What is known of one user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(super) struct User<'a> {
     pub(super) id: i64,
     pub(super) suspended: bool,
