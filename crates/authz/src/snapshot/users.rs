@@ -130,7 +130,7 @@ pub(super) struct User<'a> {
     key: &'a [u8],
     /// How many nodes.
     nodes: usize,
-    /// The nodes, as [`Users`] holds them, and all that the shard has behind them.
+    /// The nodes, as [`Users`] holds them.
     words: &'a [u32],
 }
 
@@ -197,12 +197,12 @@ impl Users {
     #[inline]
     pub(super) fn reach(&self, user: User<'_>, row: &Row) -> Reach {
         match self.nodes_are {
-            Nodes::Few => user.words.first_chunk().map_or(Reach::Never, |set| row.reach_set(set)),
+            Nodes::Few => user.words.as_array().map_or(Reach::Never, |set| row.reach_set(set)),
             Nodes::Short => {
                 let nodes = bytemuck::cast_slice::<u32, u16>(user.words);
                 nodes.get(..user.nodes).map_or(Reach::Never, |nodes| row.reach(nodes))
             }
-            Nodes::Listed => user.words.get(..user.nodes).map_or(Reach::Never, |nodes| row.reach(nodes)),
+            Nodes::Listed => row.reach(user.words),
         }
     }
 
@@ -341,7 +341,7 @@ fn user_at(shard: &[u32], offset: usize, nodes_are: Nodes) -> Option<(User<'_>, 
         suspended: shape >> 31 == 1,
         key,
         nodes,
-        words: words.get(ENTRY..)?,
+        words: words.get(ENTRY..key_at)?,
     };
     Some((user, behind))
 }
